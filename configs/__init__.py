@@ -1,0 +1,1 @@
+"""Which configurations come with the program? YAML for Hydra, by group; data only."""
