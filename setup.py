@@ -17,7 +17,7 @@ FOLDERS = ("datasets", "configs")
 
 inside = find_packages(str(HERE), include=["metanet", "metanet.*", "symmetry", "symmetry.*"])
 packages = [name for name in inside if name.split(".")[1:2] not in ([folder] for folder in FOLDERS)]
-package_dir = {}
+package_dir = {"": "."}
 for folder in FOLDERS:
     packages.append(f"metanet.{folder}")
     packages += [f"metanet.{folder}.{name}" for name in find_packages(str(HERE / folder))]
