@@ -1,0 +1,136 @@
+"""Where do the stored values become one HTML file that needs nothing beside it?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from metanet.io import write_json_atomic, write_text_atomic
+from metanet.report import figures
+from metanet.report.values import check_values, complete, load_values
+
+PAGE, VALUES = "report.html", "report.json"
+
+
+def render_report(values: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Draw `values` as a page at `path`.
+
+    Args:
+        values: The values of a report, as `metanet.report.values.SHAPE` declares them.
+        path: The HTML file to write; its folder is made if need be.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ReportError: An entry of `values` is not what the page can draw.
+    """
+    target = Path(path)
+    page = _page(check_values(values, where=target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(target, page)
+    return target
+
+
+def save_report(values: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """Write `report.json` and then the `report.html` drawn from it into `folder`; returns the page's path."""
+    checked = check_values(values)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json_atomic(Path(folder) / VALUES, checked)
+    return render_report(checked, Path(folder) / PAGE)
+
+
+def render_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
+    """Draw `report.html` again from the `report.json` that a run left in `folder`.
+
+    Args:
+        folder: The run's folder, or its `report.json`.
+        path: Where the page goes; beside the values if not given.
+
+    Raises:
+        ReportError: There are no such values, or they are damaged.
+    """
+    source = Path(folder)
+    values = load_values(source)
+    return render_report(values, path or (source if source.is_dir() else source.parent) / PAGE)
+
+
+def _page(values: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("metanet.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "count": _count,
+        "percent": _percent,
+        "scientific": _scientific,
+        "size": _size,
+        "duration": _duration,
+        "indented": _indented,
+    }
+    target = {"label": "target", "share": False} | dict(values.get("target") or {})
+    drawings = dict.fromkeys(("scatter", "histogram", "curves", "intervals")) | _drawings(
+        values, target["label"], target["share"]
+    )
+    return environment.get_template("report.html.j2").render(complete(values) | {"target": target, "drawings": drawings})
+
+
+def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, Markup]:
+    """Every drawing that there are values for. The SVG is our own, with matplotlib's escaping of all text in it."""
+    drawn: dict[str, str] = {}
+    if (values.get("predictions") or {}).get("true"):
+        drawn["scatter"] = figures.scatter(values["predictions"], label, share)
+    if (values.get("zoo") or {}).get("values"):
+        drawn["histogram"] = figures.histogram(values["zoo"]["values"], label, share)
+    if (values.get("training") or {}).get("curves"):
+        drawn["curves"] = figures.curves(values["training"])
+    if values.get("models"):
+        drawn["intervals"] = figures.intervals(values["models"])
+    return {name: Markup(text) for name, text in drawn.items()}  # noqa: S704 - matplotlib escapes the text it is given
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _count(value: float | None) -> str:
+    # A narrow no-break space between thousands reads the same in every language.
+    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}\u202f%".replace("-", "−")
+
+
+def _scientific(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}"
+
+
+def _size(value: int | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value = value / 1000  # type: ignore[assignment]
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def _duration(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def _indented(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
