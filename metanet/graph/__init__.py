@@ -1,0 +1,19 @@
+"""What does a checkpoint look like as a graph? Nodes and blocks of edges, exact round trips, batches, PyG data."""
+
+from metanet.graph.batch import Bucket, GraphBatch, collate
+from metanet.graph.builder import KINDS
+from metanet.graph.graph import ParameterGraph
+from metanet.graph.topology import Block, Group, Layer, Topology, topology_of
+
+__all__ = [
+    "KINDS",
+    "Block",
+    "Bucket",
+    "GraphBatch",
+    "Group",
+    "Layer",
+    "ParameterGraph",
+    "Topology",
+    "collate",
+    "topology_of",
+]

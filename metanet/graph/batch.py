@@ -1,0 +1,154 @@
+"""How do networks of mixed architectures become one batch of dense blocks?
+
+Networks of one topology share a bucket, in which every block is one dense tensor ``(batch, target, source, features)``:
+no gather, no scatter, no padding. The batch remembers the order in which it was given its graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from metanet.errors import GraphError
+from metanet.graph.graph import ParameterGraph
+from metanet.graph.topology import Topology
+
+__all__ = ["Bucket", "GraphBatch", "collate"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bucket:
+    """Networks of one topology.
+
+    Args:
+        topology: the common topology.
+        index: their places in the batch.
+        values: one dense tensor per block; ``None`` for raw blocks.
+        cache: results that depend on each network alone, first axis the network; selected along with the values.
+
+    Shapes:
+        index: ``(B,)``. values: ``(B, target, source, features)``, ``(B, nodes, features)`` or ``(B, features)``.
+    """
+
+    topology: Topology
+    index: Tensor
+    values: tuple[Tensor | None, ...]
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.index.numel())
+
+    def value(self, block: int) -> Tensor:
+        """The values of an interpreted block."""
+        found = self.values[block]
+        if found is None:
+            raise GraphError("is raw: its values are not part of a batch", where=self.topology.blocks[block].label)
+        return found
+
+    def remember(self, key: str, make: Callable[[Bucket], Tensor]) -> Tensor:
+        """The cached result for ``key``, made on first use. ``make`` must treat each network by itself."""
+        if key not in self.cache:
+            self.cache[key] = make(self)
+        return self.cache[key]
+
+    def select(self, rows: Tensor, index: Tensor) -> Bucket:
+        """Some networks of the bucket, at new places."""
+        values = tuple(None if value is None else value.index_select(0, rows) for value in self.values)
+        cache = {key: value.index_select(0, rows) for key, value in self.cache.items()}
+        return Bucket(self.topology, index, values, cache)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bucket:
+        """The bucket on another device or in another dtype; cached results are dropped where the dtype changes."""
+        values = tuple(None if value is None else value.to(device=device, dtype=dtype) for value in self.values)
+        cache = {} if dtype is not None else {key: value.to(device=device) for key, value in self.cache.items()}
+        return replace(self, index=self.index.to(device), values=values, cache=cache)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GraphBatch:
+    """Networks of mixed architectures, in buckets of equal topology. Made by :func:`collate`."""
+
+    buckets: tuple[Bucket, ...]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Bucket]:
+        return iter(self.buckets)
+
+    def select(self, indices: Sequence[int] | Tensor) -> GraphBatch:
+        """The networks at these places, in this order; cheap, and keeps cached results: collate once, then select.
+
+        Raises:
+            GraphError: for an index outside the batch.
+        """
+        wanted = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
+        if wanted.numel() and not (0 <= int(wanted.min()) and int(wanted.max()) < self.size):
+            raise GraphError(f"index {int(wanted.max() if wanted.min() >= 0 else wanted.min())} of a batch of {self.size} graphs")
+        bucket_of = torch.empty(self.size, dtype=torch.int64)
+        row_of = torch.empty(self.size, dtype=torch.int64)
+        for number, bucket in enumerate(self.buckets):
+            places = bucket.index.cpu()
+            bucket_of[places] = number
+            row_of[places] = torch.arange(len(bucket))
+        chosen = []
+        for number, bucket in enumerate(self.buckets):
+            index = (bucket_of[wanted] == number).nonzero().reshape(-1)
+            if index.numel():
+                rows = row_of[wanted[index]].to(bucket.index.device)
+                chosen.append(bucket.select(rows, index.to(bucket.index.device)))
+        return GraphBatch(tuple(chosen), int(wanted.numel()))
+
+    def gather(self, parts: Iterable[Tensor]) -> Tensor:
+        """One result per bucket, put back into the order of the batch.
+
+        Shapes:
+            parts: ``(B, ...)`` per bucket; returns ``(N, ...)``.
+        """
+        rows = list(parts)
+        if not rows:
+            raise GraphError("the batch is empty", hint="give collate at least one graph")
+        order = torch.cat([bucket.index for bucket in self.buckets])
+        return torch.cat(rows).index_select(0, torch.argsort(order))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> GraphBatch:
+        """The batch on another device or in another dtype."""
+        return GraphBatch(tuple(bucket.to(device, dtype) for bucket in self.buckets), self.size)
+
+    def __repr__(self) -> str:
+        return f"GraphBatch({self.size} graphs in {len(self.buckets)} buckets)"
+
+
+def collate(graphs: Iterable[ParameterGraph], dtype: torch.dtype = torch.float32) -> GraphBatch:
+    """Batch graphs of mixed architectures.
+
+    Args:
+        graphs: at least one graph.
+        dtype: floating dtype of the dense blocks; the graphs keep theirs.
+
+    Raises:
+        GraphError: without graphs, for something that is no graph, or for a dtype that is not floating.
+    """
+    if not dtype.is_floating_point:
+        raise GraphError(f"dtype={dtype}, expected a floating dtype")
+    listed = list(graphs)
+    if not listed:
+        raise GraphError("collate needs at least one graph, got none")
+    rows: dict[str, list[int]] = {}
+    for place, graph in enumerate(listed):
+        if not isinstance(graph, ParameterGraph):
+            raise GraphError(f"item {place} is a {type(graph).__name__}, expected a ParameterGraph", hint="use ParameterGraph.build")
+        rows.setdefault(graph.topology.fingerprint, []).append(place)
+    buckets = []
+    for places in rows.values():
+        topology = listed[places[0]].topology
+        values: list[Tensor | None] = []
+        for number, block in enumerate(topology.blocks):
+            together = [listed[place].values[number].to(dtype) for place in places] if block.level != "raw" else []
+            values.append(torch.stack(together) if together else None)
+        buckets.append(Bucket(topology, torch.tensor(places), tuple(values)))
+    return GraphBatch(tuple(buckets), len(listed))
