@@ -1,0 +1,76 @@
+"""Which configuration do the words `group=name key=value` make? Composed by Hydra from the files in `metanet.configs`.
+
+Nothing is instantiated: the result is a plain dictionary, and the commands read it by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metanet.errors import ConfigError, clean
+
+
+def compose(name: str, overrides: Sequence[str], config_folder: Path | None = None) -> dict[str, Any]:
+    """The configuration `name` of `metanet.configs` with `overrides`, resolved.
+
+    Args:
+        name: The primary file, without `.yaml`.
+        overrides: Hydra overrides, such as `zoo=digits_cnn` or `zoo.runs=40`.
+        config_folder: A folder with files of the user's own, searched as well as the packaged ones.
+
+    Raises:
+        ConfigError: An override is not understood, names something unknown, or a required value is missing.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    words = list(overrides)
+    if config_folder is not None:
+        if not config_folder.is_dir():
+            raise ConfigError("no such folder", where=config_folder, hint="--config-dir takes a folder of YAML files")
+        words.append(f"hydra.searchpath=['file://{config_folder.resolve()}']")
+    # Hydra keeps one global search path; a caller that is itself a Hydra program gets its own back.
+    kept = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    try:
+        with hydra.initialize_config_module("metanet.configs", version_base="1.3"):
+            composed = hydra.compose(name, overrides=words)
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_reason(error), where=f"configuration '{name}'", hint=_hint(overrides)) from None
+    finally:
+        GlobalHydra.instance().hydra = kept
+    if not isinstance(values, dict):
+        raise ConfigError("is not a mapping", where=f"configuration '{name}'")
+    return {str(key): value for key, value in values.items()}
+
+
+def options(group: str) -> list[str]:
+    """The names that `group=NAME` can choose from.
+
+    >>> isinstance(options("zoo"), list)
+    True
+    """
+    from importlib.resources import files
+
+    folder = files("metanet.configs").joinpath(group)
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OmegaConf adds lines such as "full_key: zoo.runs", which name the place; Hydra's own later lines are advice on its API.
+    keys = [line for line in lines[1:] if line.startswith("full_key:") and line != "full_key:"]
+    return clean(" ".join(lines[:1] + [f"({line.removeprefix('full_key:').strip()})" for line in keys]))
+
+
+def _hint(overrides: Sequence[str]) -> str:
+    shown = " ".join(overrides[:8])
+    return f"check: {shown}" if shown else "a required value has no default; name it, as in key=value"

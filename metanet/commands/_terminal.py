@@ -1,0 +1,92 @@
+"""How do commands speak? Tables for people, JSON for programs, a progress bar only where somebody watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON on stdout. Numbers that JSON has no word for become null."""
+    print(json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_json_line(value: Any) -> None:
+    """`value` as one line of JSON on stdout, at once, so that a reader can follow a long answer."""
+    print(json.dumps(_standard(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], indent: str = "") -> str:
+    """Rows under their columns, as wide as they need to be; numbers stand to the right.
+
+    >>> print(table(["space", "units"], [["h1", 32], ["head", 8]]))
+    space  units
+    h1        32
+    head       8
+    """
+    rows = [list(row) for row in rows]
+    text = [[cell(value) for value in row] for row in rows]
+    widths = [max([len(name), *(len(row[i]) for row in text)]) for i, name in enumerate(columns)]
+    right = [
+        bool(rows) and all(row[i] is None or _is_number(row[i]) for row in rows) and any(_is_number(row[i]) for row in rows)
+        for i in range(len(columns))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        return indent + "  ".join(
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(list(columns)), *(line(row) for row in text)])
+
+
+def cell(value: Any) -> str:
+    """One value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 1e4 or 0 < abs(value) < 1e-3 else f"{value:.4f}"
+    return str(value)
+
+
+def watched() -> bool:
+    """Whether a terminal is attached where progress is shown."""
+    return sys.stderr.isatty()
+
+
+def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """`items`, with a progress bar on stderr if a terminal is attached."""
+    if not watched():
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
+
+
+def say(text: str = "") -> None:
+    """A line for the person who waits: on stderr, so that stdout holds results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _standard(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _standard(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
