@@ -34,7 +34,7 @@ check: lint
 	$(BIN)/python -m pytest $(ARGS)
 
 lint:
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,7 +1,7 @@
-"""What does `metanet <command>` run? A thin dispatcher: each command is a module of `metanet.commands`, imported when asked for.
+"""What does `metanet <command>` run? A thin dispatcher: a command is a module of `metanet.commands`, imported when needed.
 
-Exit codes: 0, it worked; 1, the check that was asked for failed; 2, bad input, with one line on stderr that says what, where and
-what to do; 70, an error in the program itself, with its traceback; 130, interrupted.
+Exit codes: 0, it worked; 1, the check that was asked for failed; 2, bad input, with one line on stderr that says what,
+where and what to do; 70, an error in the program itself, with its traceback; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 OK, CHECK_FAILED, BAD_INPUT, PROGRAM_ERROR, INTERRUPTED = 0, 1, 2, 70, 130
 
-# Command words -> (module in metanet.commands, one line for the overview). Kept here so that the overview imports nothing.
+# Command words -> (module in metanet.commands, one line for the overview): here, so that the overview imports nothing.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("demo",): ("demo", "the whole way in three minutes: zoo, metanetwork, prediction, report.html"),
     ("inspect",): ("inspect_file", "what is in a checkpoint file, and which weight changes leave its function alone"),
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone (`metanet ... | head`); nothing is left to say, and Python must not try at exit.
+        # The reader of our output has gone (`metanet ... | head`): nothing is left to say, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
@@ -117,8 +117,8 @@ def _overview(group: str = "") -> Parser:
     parser = Parser(
         prog=f"metanet {group}".strip(),
         usage=f"metanet {group or 'COMMAND'} ...",
-        description="Networks that read networks: symmetries, parameter graphs and metanetworks for trained checkpoints.\n\n"
-        "commands:\n" + "\n".join(lines),
+        description="Networks that read networks: weight symmetries, parameter graphs and metanetworks for checkpoints.\n"
+        "\ncommands:\n" + "\n".join(lines),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -148,7 +148,7 @@ def _version() -> str:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether the error is about what the user gave. The classes are looked up late: symmetry's import takes a second."""
+    """Whether the error is about what the user gave. symmetry's class is looked up late: its import takes a second."""
     if isinstance(error, UsageError | OSError):
         return True
     from metanet.errors import MetanetError

@@ -61,12 +61,14 @@ def options(group: str) -> list[str]:
     from importlib.resources import files
 
     folder = files("metanet.configs").joinpath(group)
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OmegaConf adds lines such as "full_key: zoo.runs", which name the place; Hydra's own later lines are advice on its API.
+    # OmegaConf adds lines such as "full_key: zoo.runs", which name the place; later lines of Hydra are about its API.
     keys = [line for line in lines[1:] if line.startswith("full_key:") and line != "full_key:"]
     return clean(" ".join(lines[:1] + [f"({line.removeprefix('full_key:').strip()})" for line in keys]))
 

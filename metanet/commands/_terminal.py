@@ -32,10 +32,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], indent: str = "
     rows = [list(row) for row in rows]
     text = [[cell(value) for value in row] for row in rows]
     widths = [max([len(name), *(len(row[i]) for row in text)]) for i, name in enumerate(columns)]
-    right = [
-        bool(rows) and all(row[i] is None or _is_number(row[i]) for row in rows) and any(_is_number(row[i]) for row in rows)
-        for i in range(len(columns))
-    ]
+    kinds = [{_is_number(row[i]) for row in rows if row[i] is not None} for i in range(len(columns))]
+    right = [kind == {True} for kind in kinds]
 
     def line(cells: Sequence[str]) -> str:
         return indent + "  ".join(

@@ -1,7 +1,7 @@
-"""How do the plots of the report look? Each function turns stored numbers into one SVG drawing that follows the page's theme.
+"""How do the plots of the report look? Each function turns stored numbers into one SVG drawing in the page's theme.
 
-Drawings are made without a window system and hold no date, so equal values give equal bytes. Colours are placeholders that
-become CSS variables, which is how one drawing serves the light and the dark page.
+Drawings are made without a window system and hold no date, so equal values give equal bytes. Colours are placeholders
+that become CSS variables, which is how one drawing serves the light and the dark page.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--series-{
 # From here on the points of a scatter plot become one picture instead of one SVG element each.
 MOST_VECTOR_POINTS = 3000
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.0,
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
@@ -174,8 +175,10 @@ def _svg(draw: Any, size: tuple[float, float], description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # The ids of two drawings on one page must differ; the salt makes those of clip paths differ, not those of groups.
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    # The ids of two drawings on one page must differ. Those that are referred to (marks, clip paths) are salted hashes;
+    # the others are mere numbers, and nobody needs them.
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(r' xmlns:xlink="[^"]*"', "", text, count=1).replace("xlink:href", "href")
     text = re.sub(r"^<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", _opening(description), text, count=1)
     for colour, variable in _VARIABLES.items():

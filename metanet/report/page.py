@@ -78,11 +78,12 @@ def _page(values: Mapping[str, Any]) -> str:
         "duration": _duration,
         "indented": _indented,
     }
-    target = {"label": "target", "share": False} | dict(values.get("target") or {})
+    target: dict[str, Any] = {"label": "target", "share": False} | dict(values.get("target") or {})
     drawings = dict.fromkeys(("scatter", "histogram", "curves", "intervals")) | _drawings(
         values, target["label"], target["share"]
     )
-    return environment.get_template("report.html.j2").render(complete(values) | {"target": target, "drawings": drawings})
+    shown = complete(values) | {"target": target, "drawings": drawings}
+    return environment.get_template("report.html.j2").render(shown)
 
 
 def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, Markup]:

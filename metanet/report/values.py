@@ -1,7 +1,7 @@
 """Are these the values of a report, and is each of them of the kind that the page draws?
 
-`report.json` is plain JSON. Every section but `format` and `title` may be absent and is then left out of the page; what is
-there must have the shape declared in `SHAPE`, so that a damaged file is refused by name instead of drawn by halves.
+`report.json` is plain JSON. Every section but `format` and `title` may be absent and is then left out of the page; what
+is there must have the shape declared in `SHAPE`, so that a damaged file is refused by name, not drawn by halves.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def load_values(folder: str | os.PathLike[str]) -> Json:
     try:
         values = read_json(file)
     except (ValueError, OSError) as error:
-        raise ReportError(f"cannot be read as JSON: {error}", where=file, hint="run the command that wrote it again") from None
+        hint = "run the command that wrote it again"
+        raise ReportError(f"cannot be read as JSON: {error}", where=file, hint=hint) from None
     return check_values(values, where=file)
 
 
@@ -120,7 +121,8 @@ def check_values(values: Any, where: str | os.PathLike[str] = "report values") -
     """
 
     def refuse(entry: str, reason: str) -> None:
-        raise ReportError(f"{entry or 'the whole'}: {reason}", where=where, hint="see metanet/report/values.py for the shape")
+        hint = "the shape is declared in metanet.report.values"
+        raise ReportError(f"{entry or 'the whole'}: {reason}", where=where, hint=hint)
 
     if not isinstance(values, Mapping):
         refuse("", f"expected an object, got {type(values).__name__}")
@@ -136,13 +138,14 @@ def check_values(values: Any, where: str | os.PathLike[str] = "report values") -
     if training:
         for panel, lines in training["curves"].items():
             for name, line in lines.items():
-                if len(line) != len(training["epochs"]):
-                    refuse(f"training.curves.{panel}.{name}", f"{len(line)} values for {len(training['epochs'])} epochs")
+                epochs = len(training["epochs"])
+                if len(line) != epochs:
+                    refuse(f"training.curves.{panel}.{name}", f"{len(line)} values for {epochs} epochs")
     return dict(values)
 
 
 def complete(value: Any, shape: Any = None) -> Any:
-    """`value` with every key that its shape declares and that is absent set to None, so that the template may ask for any."""
+    """`value` with every declared key that is absent set to None, so that the template may ask for any."""
     shape = SHAPE if shape is None else shape
     if value is None or not isinstance(shape, list | dict):
         return value

@@ -20,7 +20,7 @@ def example_values(points: int = 90) -> dict[str, Any]:
         "created": "2026-01-31 12:00 UTC",
         "seconds": 143.2,
         "command": "metanet demo --seed 0",
-        "verdict": "The metanetwork, averaged with gradient boosting on layer statistics, is not below either baseline.",
+        "verdict": "The metanetwork, averaged with gradient boosting on layer statistics, is below no baseline.",
         "headline": [
             {"label": "Kendall's tau on held-out runs", "value": "0.861", "note": "0.812 to 0.897"},
             {"label": "layer statistics + gradient boosting", "value": "0.848", "note": "baseline"},
