@@ -1,4 +1,4 @@
-"""What does `metanet <command>` run? A thin dispatcher: a command is a module of `metanet.commands`, imported when needed.
+"""What does `metanet <command>` run? A thin dispatcher: one module of `metanet.commands` for each.
 
 Exit codes: 0, it worked; 1, the check that was asked for failed; 2, bad input, with one line on stderr that says what,
 where and what to do; 70, an error in the program itself, with its traceback; 130, interrupted.
@@ -117,7 +117,7 @@ def _overview(group: str = "") -> Parser:
     parser = Parser(
         prog=f"metanet {group}".strip(),
         usage=f"metanet {group or 'COMMAND'} ...",
-        description="Networks that read networks: weight symmetries, parameter graphs and metanetworks for checkpoints.\n"
+        description="Networks that read networks: weight symmetries, parameter graphs, metanetworks for checkpoints.\n"
         "\ncommands:\n" + "\n".join(lines),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -96,7 +96,8 @@ def environment(tmp_path: Path) -> Environment:
 
 
 def ours_works(environment: Environment) -> bool:
-    said = environment.says("import metanet, symmetry, metanet.datasets, metanet.configs; print(metanet.datasets.__file__)")
+    code = "import metanet, symmetry, metanet.datasets, metanet.configs; print(metanet.datasets.__file__)"
+    said = environment.says(code)
     assert str(environment.folder) in said, f"not the installed one: {said}"
     return True
 
