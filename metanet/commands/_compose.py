@@ -67,10 +67,15 @@ def options(group: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OmegaConf adds lines such as "full_key: zoo.runs", which name the place; later lines of Hydra are about its API.
-    keys = [line for line in lines[1:] if line.startswith("full_key:") and line != "full_key:"]
-    return clean(" ".join(lines[:1] + [f"({line.removeprefix('full_key:').strip()})" for line in keys]))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = lines[0].rstrip(".")
+    for i, line in enumerate(lines[1:], start=1):
+        # What Hydra and OmegaConf say further on is partly about their own API; these lines are about the user's words.
+        if line.startswith("Available options"):
+            reason += f" (there are: {', '.join(lines[i + 1 : i + 21]).split(', Config search path')[0]})"
+        elif line.startswith("Key '") or (line.startswith("full_key:") and line != "full_key:"):
+            reason += f" ({line.removeprefix('full_key:').strip()})"
+    return clean(reason)
 
 
 def _hint(overrides: Sequence[str]) -> str:
