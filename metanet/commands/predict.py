@@ -1,0 +1,103 @@
+"""What does a trained metanetwork say of these checkpoint files? Answers stream; a file that it cannot read is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metanet.commands._reading import add_reading_arguments, load_named
+from metanet.commands._terminal import cell, progress, say
+from metanet.errors import ConfigError, MetanetError
+
+if TYPE_CHECKING:
+    from metanet.checkpoint import Checkpoint
+    from metanet.tasks.predict import Prediction
+
+DESCRIPTION = """\
+Ask a trained metanetwork about checkpoint files: one, or thousands.
+
+The answer is read from the weights alone; no network is run. A file that cannot be read, or whose architecture the
+model has not learned to read, is refused with its reason; the others are answered, and the exit code is 2.
+"""
+
+EXAMPLES = """\
+examples:
+  metanet predict runs/accuracy weights.safetensors
+  metanet predict runs/accuracy checkpoints/*.pt --json
+  find checkpoints -name '*.safetensors' | metanet predict runs/accuracy --files-from -
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a trained metanetwork (metanet train)")
+    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="checkpoint files, or folders that hold one")
+    parser.add_argument("--files-from", metavar="LIST", help="a text file with one file name a line; - for stdin")
+    parser.add_argument(
+        "--anyway", action="store_true", help="answer for architectures unlike those it was trained on, with a warning"
+    )
+    add_reading_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the answers as one JSON array")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from metanet.tasks.predict import PropertyModel
+
+    names = [*arguments.files, *_listed(arguments.files_from)]
+    if not names:
+        raise ConfigError("no checkpoint file named", hint="name files, or a list of them with --files-from")
+    model = PropertyModel.open(arguments.model)
+    checkpoints = _read(progress(names, "predict", len(names)), arguments)
+    answers = model.predict(checkpoints, arguments.anyway)
+    refused = _print_json(answers) if arguments.json else _print_table(answers, model.column)
+    if refused:
+        say(f"metanet predict: {refused} of {len(names)} files refused")
+    return 2 if refused else 0
+
+
+def _listed(source: str | None) -> list[Path]:
+    if source is None:
+        return []
+    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    return [Path(line) for line in text.splitlines() if line.strip()]
+
+
+def _read(names: Iterable[Path], arguments: argparse.Namespace) -> Iterator[tuple[str, Checkpoint | MetanetError]]:
+    for name in names:
+        try:
+            yield str(name), load_named(name, arguments)
+        except MetanetError as error:
+            yield str(name), error
+
+
+def _print_table(answers: Iterable[Prediction], column: str) -> int:
+    print(f"{column:<18}  file")
+    refused = 0
+    for answer in answers:
+        if answer.refused:
+            refused += 1
+            # The reason names the file already where it is about the file itself.
+            reason = answer.refused.removeprefix(f"{answer.name}: ")
+            say(f"refused: {answer.name}: {reason}")
+            continue
+        shown = cell(answer.value)
+        if answer.probabilities:
+            shown += f" ({max(answer.probabilities.values()):.2f})"
+        print(f"{shown:<18}  {answer.name}", flush=True)
+        if answer.warning:
+            say(f"warning: {answer.name}: {answer.warning}")
+    return refused
+
+
+def _print_json(answers: Iterable[Prediction]) -> int:
+    """One array, an answer a line, printed as the answers come."""
+    refused, separator = 0, "["
+    for answer in answers:
+        refused += bool(answer.refused)
+        print(separator, json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False), sep="\n", end="", flush=True)
+        separator = ","
+    print("\n]" if separator == "," else "[]")
+    return refused

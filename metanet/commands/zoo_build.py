@@ -1,0 +1,61 @@
+"""How does a person get a zoo? Compose its configuration, build it or go on with it, and say what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metanet.commands._compose import compose
+from metanet.commands._terminal import print_json, say, watched
+
+if TYPE_CHECKING:
+    from metanet.datasets import Zoo
+
+DESCRIPTION = """\
+Build a zoo: train many networks of varied quality at once and keep several snapshots of each.
+
+A build that was killed goes on where it stopped when the same command is given again, and ends with the same zoo.
+OVERRIDES are Hydra's: `zoo=NAME` chooses the zoo, `zoo.KEY=VALUE` changes one of its settings.
+"""
+
+EXAMPLES = """\
+examples:
+  metanet zoo build zoo=digits_mixed --folder zoos/digits
+  metanet zoo build zoo=digits_cnn zoo.runs=40 zoo.seed=1 folder=zoos/small
+  metanet zoo build --config-dir my_configs zoo=my_zoo --folder zoos/mine
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="such as zoo=digits_cnn or zoo.runs=40")
+    parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where the zoo goes (zoos/NAME); or folder=FOLDER")
+    parser.add_argument("--config-dir", metavar="FOLDER", type=Path, help="YAML files of your own, as in FOLDER/zoo/my_zoo.yaml")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads that torch computes with")
+    parser.add_argument("--json", action="store_true", help="print what was built as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from metanet.datasets import build_zoo
+
+    config = compose("zoo_build", arguments.overrides, arguments.config_dir)
+    folder = arguments.folder or Path(config["folder"])
+    started = time.monotonic()
+    zoo = build_zoo(config["zoo"], folder, progress=watched(), threads=arguments.threads)
+    summary = summarize(zoo) | {"folder": str(folder), "seconds": round(time.monotonic() - started, 2)}
+    if arguments.json:
+        print_json(summary)
+        return 0
+    print(f"{folder}: {summary['networks']:,} networks of {summary['runs']:,} runs, {summary['failed_runs']} failed")
+    parts = ", ".join(f"{name} {part['runs']}" for name, part in summary["split"].items())
+    print(f"split by run: {parts}")
+    low, middle, high = (summary["test_accuracy"][key] for key in ("lowest", "median", "highest"))
+    print(f"test accuracy: {low:.3f} to {high:.3f}, half of them above {middle:.3f}")
+    say(f"took {summary['seconds']:.1f} s; check it with: metanet zoo verify {folder}")
+    return 0
+
+
+def summarize(zoo: Zoo) -> dict[str, Any]:
+    """What is in a zoo, as plain data."""
+    raise NotImplementedError
