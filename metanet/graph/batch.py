@@ -88,7 +88,9 @@ class GraphBatch:
         """
         wanted = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
         if wanted.numel() and not (0 <= int(wanted.min()) and int(wanted.max()) < self.size):
-            raise GraphError(f"index {int(wanted.max() if wanted.min() >= 0 else wanted.min())} of a batch of {self.size} graphs")
+            raise GraphError(
+                f"index {int(wanted.max() if wanted.min() >= 0 else wanted.min())} of a batch of {self.size} graphs"
+            )
         bucket_of = torch.empty(self.size, dtype=torch.int64)
         row_of = torch.empty(self.size, dtype=torch.int64)
         for number, bucket in enumerate(self.buckets):
@@ -141,7 +143,9 @@ def collate(graphs: Iterable[ParameterGraph], dtype: torch.dtype = torch.float32
     rows: dict[str, list[int]] = {}
     for place, graph in enumerate(listed):
         if not isinstance(graph, ParameterGraph):
-            raise GraphError(f"item {place} is a {type(graph).__name__}, expected a ParameterGraph", hint="use ParameterGraph.build")
+            raise GraphError(
+                f"item {place} is a {type(graph).__name__}, expected a ParameterGraph", hint="use ParameterGraph.build"
+            )
         rows.setdefault(graph.topology.fingerprint, []).append(place)
     buckets = []
     for places in rows.values():

@@ -6,7 +6,6 @@ that are units become unit axes, the rest (kernel positions, pixels behind a fla
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,15 +102,19 @@ class Region:
             tensor = tensor.narrow(axis, span.start, span.size)
         tensor.copy_(values)
 
+    def batched(self, size: int) -> Region:
+        """The same region in every one of ``size`` tensors that are stacked along a new first axis."""
+        return Region(
+            (Span(0, size, None, True), *self.spans),
+            (size, *self.leaves),
+            (0, *(leaf + 1 for leaf in self.order)),
+            (size, *self.shape),
+        )
+
     @property
     def whole(self) -> bool:
         """Whether the block is the whole tensor."""
         return all(span.whole for span in self.spans)
-
-    @property
-    def numel(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -1,0 +1,7 @@
+"""Networks that read networks: the strict metanetwork, and statistics of layers as its strong simple rival."""
+
+from metanet.nn.layer import MessageLayer
+from metanet.nn.model import LEVELS, Metanet
+from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
+
+__all__ = ["LEVELS", "STATISTICS", "MessageLayer", "Metanet", "bucket_statistics", "layer_statistics"]

@@ -1,0 +1,143 @@
+"""How does a metanetwork answer: once per network, once per unit, or once per weight?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, relu
+
+from metanet.graph import KINDS, Bucket
+from metanet.graph.encoding import cosine_basis
+from metanet.nn.dense import Dense, Table
+from metanet.nn.features import standardised
+from metanet.nn.structure import Structure
+
+__all__ = ["EdgeHead", "GraphHead", "NodeHead"]
+
+
+class GraphHead(nn.Module):
+    """One answer per network, from averages over nodes and layers and from further features of the whole network.
+
+    Args:
+        hidden: width of the node features.
+        extra: number of further features (statistics, probes).
+        outputs: numbers per network.
+        width: width of its hidden layer.
+        dropout: share of its hidden units that is dropped in training.
+    """
+
+    def __init__(self, hidden: int, extra: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.pooled = Dense(7 * hidden, width, gain=0.7)
+        self.extra = Dense(extra, width, bias=False, gain=0.7) if extra else None
+        self.middle = Dense(width, width, gain=1.4)
+        self.out = Dense(width, outputs, gain=0.3)
+
+    def forward(self, structure: Structure, nodes: Tensor, layers: Tensor, extra: Tensor | None) -> Tensor:
+        """The answers.
+
+        Shapes:
+            nodes: ``(B, nodes, hidden)``. layers: ``(B, layers, hidden)``. extra: ``(B, extra)``. Returns ``(B, outputs)``.
+        """
+        width = nodes.shape[-1]
+        x, y = layer_norm(nodes, (width,)), layer_norm(layers, (width,))
+        pools = (structure.pools.to(x) @ x).flatten(1)
+        if y.shape[1]:
+            edges = [structure.topology.blocks[i].layer for i in structure.topology.edges] or [0]
+            ends = [y.mean(1), y.amax(1), y[:, edges[0]], y[:, edges[-1]]]
+        else:
+            ends = [x.new_zeros(len(x), width)] * 4
+        hidden = self.pooled(torch.cat([pools, *ends], dim=-1))
+        if self.extra is not None and extra is not None:
+            hidden = hidden + self.extra(extra)
+        hidden = relu(hidden)
+        answer: Tensor = self.out(relu(self.middle(hidden)) + hidden)
+        return answer
+
+
+class NodeHead(nn.Module):
+    """One answer per unit of every space.
+
+    Args:
+        hidden: width of the node features.
+        outputs: numbers per unit.
+    """
+
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.middle = Dense(hidden, hidden, gain=1.4)
+        self.out = Dense(hidden, outputs)
+
+    def forward(self, structure: Structure, nodes: Tensor) -> dict[str, Tensor]:
+        """The answers by space (units inside heads: by the name of their group, "heads x units").
+
+        Shapes:
+            nodes: ``(B, nodes, hidden)``. Returns ``(B, units, outputs)`` per space.
+        """
+        answer = self.out(relu(self.middle(layer_norm(nodes, nodes.shape[-1:]))))
+        groups = enumerate(structure.topology.groups)
+        return {group.name: answer[:, structure.rows(number)] for number, group in groups if not group.fixed}
+
+
+class EdgeHead(nn.Module):
+    """One answer per weight, of every tensor that the graph interprets; in the shape of the state.
+
+    Answers are in units of the tensor: ``sqrt(RMS^2 + 0.01^2)``, so that a change of 1 is as large as the weights are.
+
+    Args:
+        hidden: width of the features.
+        outputs: numbers per weight.
+        positions: cosine coefficients that are answered separately; a learned gain on the weight itself is added to them.
+    """
+
+    def __init__(self, hidden: int, outputs: int, positions: int) -> None:
+        super().__init__()
+        self.outputs, self.positions = outputs, positions
+        self.own = Dense(hidden, hidden, gain=1.4)
+        self.layer = Dense(hidden, hidden, bias=False)
+        self.out = Table(len(KINDS), hidden, positions + 1, outputs, scale=0.3 * hidden**-0.5)
+
+    def forward(
+        self, structure: Structure, bucket: Bucket, nodes: Tensor, edges: dict[int, Tensor], layers: Tensor
+    ) -> dict[str, Tensor]:
+        """The answers by state-dict name; raw tensors have none.
+
+        Shapes:
+            returns ``(B, outputs, *shape)`` per tensor.
+        """
+        topology, batch = structure.topology, len(bucket)
+        y = self.layer(layer_norm(layers, layers.shape[-1:]))
+        answers: dict[str, Tensor] = {}
+        for number in (*topology.edges, *topology.nodes, *topology.scalars):
+            block = topology.blocks[number]
+            told = y[:, block.layer]
+            if block.level == "edge":
+                feature = relu(self.own(edges[number]) + told[:, None, None])
+            elif block.level == "node":
+                own = layer_norm(nodes[:, structure.rows(block.groups[0])], nodes.shape[-1:])
+                feature = relu(self.own(own) + told[:, None])
+            else:
+                feature = relu(told)
+            values = self._values(bucket, number, feature)
+            if block.tensor not in answers:
+                shape = topology.spec.tensors[block.tensor].shape
+                answers[block.tensor] = values.new_zeros(batch * self.outputs, *shape)
+            region = block.region.batched(batch * self.outputs)
+            if block.region.whole:
+                answers[block.tensor] = region.restore(values.flatten(0, 1))
+            else:
+                region.write(values.flatten(0, 1), answers[block.tensor])
+        named = {name: answers[owner] for name, owner in topology.owners.items() if owner in answers}
+        return {name: value.reshape(batch, self.outputs, *value.shape[1:]) for name, value in named.items()}
+
+    def _values(self, bucket: Bucket, number: int, feature: Tensor) -> Tensor:
+        """``(B, outputs, ..., features)`` from ``(B, ..., hidden)``."""
+        block, value = bucket.topology.blocks[number], bucket.value(number)
+        basis = cosine_basis(block.positions, self.positions).to(feature)
+        table = self.out(KINDS.index(block.kind))
+        low = torch.einsum("b...h,hco,pc->bo...p", feature, table[:, : basis.shape[1]], basis)
+        gain = torch.einsum("b...h,ho->bo...", feature, table[:, -1]).unsqueeze(-1)
+        z = standardised(block, value)[0].unsqueeze(1)
+        flat = value.reshape(len(value), -1)
+        scale = (flat.square().mean(1) + 1e-4).sqrt().reshape(-1, *[1] * value.ndim)
+        return (low + gain * z) * scale

@@ -1,0 +1,225 @@
+"""The strict metanetwork: which numbers does it predict from a network's weights, whatever the order of its units?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from metanet.errors import ModelError
+from metanet.graph import Bucket, GraphBatch
+from metanet.nn.dense import Dense, Table, make_generator
+from metanet.nn.features import Embedding, check_bucket
+from metanet.nn.heads import EdgeHead, GraphHead, NodeHead
+from metanet.nn.layer import MessageLayer
+from metanet.nn.statistics import STATISTICS, bucket_statistics
+from metanet.nn.structure import Structure, structure_of
+from metanet.nn.sweep import Sweep
+
+__all__ = ["LEVELS", "Answer", "Metanet"]
+
+LEVELS = ("graph", "node", "edge")
+Answer: TypeAlias = Tensor | list[dict[str, Tensor]]
+
+
+class Metanet(nn.Module):
+    """A network that reads networks: equivariant to every permutation of units in the spec, by construction.
+
+    Nodes, edges (one per weight or kernel) and layer nodes exchange messages for a few rounds; the readout adds layer
+    statistics and, if asked for, the responses of the network itself to learned probes.
+
+    Args:
+        outputs: numbers per network, per unit or per weight.
+        level: "graph" (one answer per network), "node" (per unit of every space) or "edge" (per weight).
+        hidden: width of node, edge and layer features.
+        layers: rounds of messages; 0 leaves only what the readout adds.
+        statistics: let the readout of level "graph" see :func:`metanet.nn.layer_statistics`.
+            Call :meth:`fit_statistics` on the training networks first.
+        probes: number of learned probe inputs that are run through the networks' own weights; 0 for none.
+        positions: kernel positions that are told apart exactly (see :class:`metanet.nn.features.Embedding`).
+        readout: width of the readout of level "graph".
+        partial: accept networks with used tensors that the graph only carries.
+        symmetry: "permutation"; scalings, signs and general linear groups are not available yet.
+        mode: "strict"; quasi-equivariant and soft layers are not available yet.
+        seed: seeds the first weights; torch's global generator is neither read nor moved.
+        generator: source of the first weights instead of ``seed``.
+
+    Shapes:
+        a :class:`~metanet.graph.GraphBatch` of N networks -> level "graph": ``(N, outputs)`` in the order of the batch;
+        "node": per network a dict space -> ``(units, outputs)``; "edge": per network a dict tensor name -> its shape
+        (``(*shape, outputs)`` for more than one output), in units of the tensor's own root mean square times that size:
+        a change that can be added to the state.
+
+    Raises:
+        ModelError: for an argument out of range, or one that asks for what is not available.
+
+    Example:
+        >>> from metanet.nn import Metanet
+        >>> net = Metanet(outputs=1, hidden=16, layers=2, seed=1)
+        >>> net.config["hidden"], Metanet(**net.config).config == net.config
+        (16, True)
+    """
+
+    def __init__(
+        self,
+        outputs: int = 1,
+        level: Literal["graph", "node", "edge"] = "graph",
+        *,
+        hidden: int = 32,
+        layers: int = 3,
+        statistics: bool = True,
+        probes: int = 0,
+        positions: int = 16,
+        readout: int = 64,
+        partial: bool = False,
+        symmetry: str = "permutation",
+        mode: str = "strict",
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if level not in LEVELS:
+            raise ModelError(f"level={level!r}, expected one of {', '.join(LEVELS)}")
+        for name, value, least in (
+            ("outputs", outputs, 1),
+            ("hidden", hidden, 2),
+            ("layers", layers, 0),
+            ("probes", probes, 0),
+            ("positions", positions, 1),
+            ("readout", readout, 1),
+            ("seed", seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ModelError(f"{name}={value!r}, expected an integer of at least {least}")
+        for name, flag in (("statistics", statistics), ("partial", partial)):
+            if not isinstance(flag, bool):
+                raise ModelError(f"{name}={flag!r}, expected True or False")
+        _available("symmetry", symmetry, "permutation", ("full", "scale", "sign", "linear"))
+        _available("mode", mode, "strict", ("quasi", "soft"))
+        if level != "graph" and probes:
+            raise ModelError(
+                f"probes={probes} with level={level!r}: probes answer per network", hint="use level='graph'"
+            )
+        self.config: dict[str, Any] = {
+            "outputs": outputs, "level": level, "hidden": hidden, "layers": layers, "statistics": statistics,
+            "probes": probes, "positions": positions, "readout": readout, "partial": partial, "symmetry": symmetry,
+            "mode": mode, "seed": seed,
+        }  # fmt: skip
+        self.outputs, self.level, self.partial = outputs, level, partial
+        self.embedding = Embedding(hidden, positions)
+        update = [level == "edge" or i < layers - 1 for i in range(layers)]
+        self.layers = nn.ModuleList(MessageLayer(hidden, edges=edges, rounds=layers) for edges in update)
+        self.statistics = _Standardise(len(STATISTICS)) if statistics and level == "graph" else None
+        self.sweep = Sweep(probes) if probes else None
+        extra = (len(STATISTICS) if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
+        self.head: GraphHead | NodeHead | EdgeHead
+        if level == "graph":
+            self.head = GraphHead(hidden, extra, outputs, readout)
+        elif level == "node":
+            self.head = NodeHead(hidden, outputs)
+        else:
+            self.head = EdgeHead(hidden, outputs, positions)
+        self.reset_parameters(generator if generator is not None else make_generator(seed))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights anew."""
+        for module in self.modules():
+            if isinstance(module, Dense | Table):
+                module.reset_parameters(generator)
+        if self.sweep is not None:
+            self.sweep.reset_parameters(generator)
+
+    def fit_statistics(self, batch: GraphBatch) -> None:
+        """Standardise layer statistics by these networks; they should be the training networks.
+
+        Does nothing without statistics.
+        """
+        if self.statistics is not None:
+            self.statistics.fit(batch.gather(bucket_statistics(bucket) for bucket in self._checked(batch)))
+
+    def forward(self, batch: GraphBatch) -> Answer:
+        """The answers, in the order in which the graphs were given to ``collate``.
+
+        Raises:
+            ModelError: for weights that are not finite, or used tensors that would not be seen.
+        """
+        answers = [self._bucket(bucket) for bucket in self._checked(batch)]
+        if self.level == "graph":
+            return batch.gather(answer for answer in answers if isinstance(answer, Tensor))
+        return self._rows(batch, answers)
+
+    def _checked(self, batch: GraphBatch) -> GraphBatch:
+        like = self.embedding.part.weight
+        for bucket in batch:
+            values = [value for value in bucket.values if value is not None]
+            if values and (values[0].dtype != like.dtype or values[0].device != like.device):
+                raise ModelError(
+                    f"the batch holds {values[0].dtype} on {values[0].device}, the metanetwork {like.dtype} on {like.device}",
+                    hint="use batch.to(device, dtype)",
+                )
+            check_bucket(bucket, self.partial)
+        return batch
+
+    def _bucket(self, bucket: Bucket) -> Tensor | dict[str, Tensor]:
+        structure = structure_of(bucket.topology)
+        nodes, edges, layers = self.embedding(bucket)
+        for layer in self.layers:
+            nodes, edges, layers = layer(structure, nodes, edges, layers)
+        if isinstance(self.head, NodeHead):
+            return self.head(structure, nodes)
+        if isinstance(self.head, EdgeHead):
+            return self.head(structure, bucket, nodes, edges, layers)
+        return self.head(structure, nodes, layers, self._extra(structure, bucket))
+
+    def _extra(self, structure: Structure, bucket: Bucket) -> Tensor | None:
+        found = []
+        if self.statistics is not None:
+            found.append(self.statistics(bucket_statistics(bucket)))
+        if self.sweep is not None:
+            found.append(self.sweep(structure, bucket))
+        return torch.cat(found, dim=-1) if found else None
+
+    def _rows(self, batch: GraphBatch, answers: list[Tensor | dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        rows: list[dict[str, Tensor]] = [{} for _ in range(len(batch))]
+        for bucket, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Tensor):
+                continue
+            for name, values in answer.items():
+                if self.level == "edge":
+                    values = values.movedim(1, -1) if self.outputs > 1 else values.squeeze(1)
+                for place, value in zip(bucket.index.tolist(), values.unbind(0), strict=True):
+                    rows[place][name] = value
+        return rows
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        return f"Metanet({told}; {sum(p.numel() for p in self.parameters()):,} parameters)"
+
+
+class _Standardise(nn.Module):
+    """Bring features to mean 0 and deviation 1 over the networks it was fitted on, softly cut at 5 deviations."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+
+    def fit(self, x: Tensor) -> None:
+        self.mean.copy_(x.mean(0))
+        spread = x.std(0, correction=0)
+        self.deviation.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * torch.tanh((x.to(self.mean) - self.mean) / self.deviation / 5)
+
+
+def _available(name: str, value: str, here: str, later: tuple[str, ...]) -> None:
+    if value == here:
+        return
+    if value in later:
+        raise ModelError(f"{name}={value!r} is not available in this version", hint=f"use {name}={here!r}")
+    raise ModelError(f"{name}={value!r} is unknown, expected {here!r}")
