@@ -1,7 +1,8 @@
 """Which errors does metanet raise at its boundary, and how do they read?
 
-Every message is one line: where (file, tensor or option), what is wrong, and after a semicolon what to do. Text that comes from
-a file is cleaned of line breaks and control characters, so that a hostile name cannot forge a second line or a terminal command.
+Every message is one line: where (file, tensor or option), what is wrong, and after a semicolon what to do. Text that
+comes from a file is cleaned of line breaks and control characters, so that a hostile name cannot forge a second line
+or a terminal command.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ MAX_TEXT = 400
 
 
 def clean(value: object, limit: int = MAX_TEXT) -> str:
-    """``value`` as printable text on one line of at most ``limit`` characters.
+    r"""``value`` as printable text on one line of at most ``limit`` characters.
 
-    >>> clean("a\\nb")
-    'a\\\\nb'
+    >>> print(clean("a\nb"))
+    a\nb
     """
     text = str(value)
     shown = text[: limit + 1]

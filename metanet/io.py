@@ -1,7 +1,7 @@
 """How are small files written so that a kill at any moment leaves the old file or the new one, never half of one?
 
-Write to a temporary name in the same folder, flush to the disk, rename over the target, flush the folder. JSON is read with a
-limit on its size and refuses duplicate keys and the non-standard numbers NaN and Infinity.
+Write to a temporary name in the same folder, flush to the disk, rename over the target, flush the folder. JSON is
+read with a limit on its size and refuses duplicate keys and the non-standard numbers NaN and Infinity.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What network does a state dict belong to, said as plain data?
 
-An :class:`Architecture` names a family and its options. It is a value: it compares, hashes, prints, goes to and from JSON, and
-builds the module. Nothing in it is code, so it may come with a file. (A Python factory is code: see ``factory.py``, and only
-the user can name one.)
+An :class:`Architecture` names a family and its options. It is a value: it compares, hashes, prints, goes to and from
+JSON, and builds the module. Nothing in it is code, so it may come with a file. (A Python factory is code: see
+``factory.py``, and only the user can name one.)
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -22,9 +23,10 @@ from metanet.checkpoint.families import CNN, MLP, Family
 from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import CheckpointError, clean
 
-__all__ = ["FAMILIES", "FORMAT", "Architecture"]
+__all__ = ["FACTORY", "FAMILIES", "FORMAT", "Architecture"]
 
 FORMAT = "metanet.architecture/1"
+FACTORY = "factory"
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (MLP, CNN, CHAINS)})
 
 
@@ -58,7 +60,8 @@ class Architecture:
 
     family: str
     options: Mapping[str, Any]
-    provenance: str = field(default="given by the user")
+    provenance: str = "given by the user"
+    _shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or self.family not in FAMILIES:
@@ -68,11 +71,12 @@ class Architecture:
             )
         options = FAMILIES[self.family].normalize(self.options)
         object.__setattr__(self, "options", _frozen(options))
-        self._check_size()
+        object.__setattr__(self, "_shapes", MappingProxyType(self._check_size()))
 
-    def _check_size(self) -> None:
+    def _check_size(self) -> dict[str, tuple[int, ...]]:
         count = 0
-        for name, tensor in self._skeleton().state_dict().items():
+        state = self._skeleton().state_dict()
+        for name, tensor in state.items():
             count += tensor.numel()
             if count > MAX_PARAMETERS:
                 raise CheckpointError(
@@ -80,6 +84,7 @@ class Architecture:
                     tensor=name,
                     hint="correct the widths",
                 )
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     def _skeleton(self) -> nn.Module:
         # Tensors on the meta device have shapes and take no memory.
@@ -88,7 +93,30 @@ class Architecture:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor in the state dict, in order, without taking memory for them."""
-        return {name: tuple(tensor.shape) for name, tensor in self._skeleton().state_dict().items()}
+        return dict(self._shapes)
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Compare names and shapes with those of the module.
+
+        Raises:
+            CheckpointError: with the first difference.
+        """
+        for name, tensor in state.items():
+            if name not in self._shapes:
+                close = [known for known in self._shapes if known not in state]
+                hint = f"the architecture has '{close[0]}' instead" if close else "the architecture has nothing for it"
+                raise CheckpointError(f"is not in the architecture {self!r:.80}", tensor=name, hint=hint)
+            if tuple(tensor.shape) != self._shapes[name]:
+                raise CheckpointError(
+                    f"has shape {list(tensor.shape)}, the architecture expects {list(self._shapes[name])}",
+                    tensor=name,
+                    hint="correct the architecture, or load the file that belongs to it",
+                )
+        for name in self._shapes:
+            if name not in state:
+                raise CheckpointError(
+                    "is in the architecture and not in the file", tensor=name, hint="correct the architecture"
+                )
 
     def build(self, seed: int = 0) -> nn.Module:
         """A freshly initialised module in float32 on the CPU.
@@ -110,7 +138,7 @@ class Architecture:
         shapes = FAMILIES[self.family].input_shapes(self.options)
         return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hexadecimal hash of family and options."""
         value = {"format": FORMAT, "family": self.family, "options": _plain(self.options)}
@@ -156,6 +184,13 @@ class Architecture:
         if value.get("format") != FORMAT:
             shown = clean(repr(value.get("format")), 60)
             raise CheckpointError(f"architecture format {shown}, expected '{FORMAT}'", hint=hint)
+        if value.get("family") == FACTORY:
+            options = value.get("options")
+            name = clean(repr(options.get("factory")) if isinstance(options, Mapping) else "unnamed", 80)
+            raise CheckpointError(
+                f"the architecture is a Python factory ({name}), which is code and must not come from a file",
+                hint="if you trust it, name it yourself with factory=",
+            )
         unknown = [key for key in value if key not in ("format", "family", "options", "provenance")]
         if unknown:
             raise CheckpointError(f"unknown entry {clean(repr(unknown[0]), 60)} in an architecture", hint=hint)

@@ -1,7 +1,9 @@
 """How is a file with several chains of linear layers (an actor and its critics, a trunk with heads) one network?
 
-Each chain reads a named input or the output of an earlier chain, so a shared trunk with several heads is one function and gets
-one spec. Chains that nobody reads are the outputs, in order. Tensors that belong to no chain (``log_std``) are kept as extras.
+Each chain reads a named input or the output of an earlier chain, so a shared trunk with several heads is one function
+and gets one spec. Chains that nobody reads are the outputs, in order. Tensors that belong to no chain (``log_std``)
+are kept as
+extras: they take no part in the function.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Chains(nn.Module):
     """Chains of linear layers as one function.
 
     Shapes:
-        one (batch, size) tensor per input, in order of first use -> tuple of (batch, outputs), one per chain that no other reads
+        one (batch, size) tensor per input, in order of first use -> one (batch, outputs) tensor per chain that no other
+        reads, as a tuple
     """
 
     def __init__(self, chains: Any, extras: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Which network families can an architecture file name, and how is each one built?
 
-A family is data in, module out: it checks its options, fills in defaults, and builds a plain ``nn.Module`` whose forward pass
-depends on shapes only, so it works with ``torch.func.functional_call`` and ``vmap`` and can be traced.
+A family is data in, module out: it checks its options, fills in defaults, and builds a plain ``nn.Module`` whose
+forward pass depends on shapes only, so it works with ``torch.func.functional_call`` and ``vmap`` and can be traced.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Activation(nn.Module):
 class Mlp(nn.Module):
     """Linear layers with one activation between them; the last layer is linear.
 
-    With ``residual`` every hidden layer after the first adds to a stream that they all share: ``h = h + act(layer(h))``.
+    With ``residual`` every hidden layer after the first adds to a stream they share: ``h = h + act(layer(h))``.
 
     Shapes:
         (batch, inputs) -> (batch, outputs)
@@ -76,7 +77,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (inputs, *widths, outputs)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths) if norm == "batch" else None
         self.activation = Activation(activation)
         self.residual = residual
@@ -97,16 +98,16 @@ class Mlp(nn.Module):
 
 def _normalize_mlp(raw: object) -> dict[str, Any]:
     options = Options("mlp", raw)
-    result = {
+    widths = options.widths()
+    result: dict[str, Any] = {
         "inputs": options.integer("inputs"),
-        "widths": options.widths(),
+        "widths": widths,
         "outputs": options.integer("outputs"),
         "activation": options.choice("activation", ACTIVATIONS),
         "norm": options.choice("norm", ("none", "batch"), default="none"),
         "residual": options.flag("residual", default=False),
     }
     options.finish()
-    widths = result["widths"]
     if result["residual"] and len(set(widths)) > 1:
         raise options.error("widths", list(widths), "equal widths, because residual layers share one stream")
     return result
@@ -183,8 +184,9 @@ class _ResidualBlock(nn.Module):
 class Cnn(nn.Module):
     """Convolutions, a readout of the last feature map, one linear layer.
 
-    Plain: block ``i`` is convolution, norm, activation, with ``widths[i]`` channels. Residual: a convolution to ``widths[0]``
-    channels, then block ``i`` adds to a stream of ``widths[i]`` channels. Block ``i`` divides the resolution by ``strides[i]``.
+    Plain: block ``i`` is convolution, norm, activation, with ``widths[i]`` channels. Residual: a convolution to
+    ``widths[0]`` channels, then block ``i`` adds to a stream of ``widths[i]`` channels. Block ``i`` divides the
+    resolution by ``strides[i]``.
 
     Shapes:
         (batch, channels, size, size) -> (batch, outputs)

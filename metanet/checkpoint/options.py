@@ -1,7 +1,7 @@
 """Is this mapping of architecture options safe and complete, before any memory is taken for a network?
 
-Options come from files that nobody vouches for, so types are exact (``True`` is no integer, ``3.0`` is no width), unknown names
-are refused, and everything has a limit.
+Options come from files that nobody vouches for, so types are exact (``True`` is no integer, ``3.0`` is no width),
+unknown names are refused, and everything has a limit.
 """
 
 from __future__ import annotations
