@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metanet.checkpoint import Checkpoint
+    from metanet.checkpoint import Architecture, Checkpoint
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--architecture` and `--factory`, one of which may be given."""
+    """`--architecture`, `--factory` and `--activation`, one of which may be given, and `--key`."""
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--architecture", metavar="JSON", type=Path, help="an architecture.json that says what the file holds")
     choice.add_argument(
         "--factory",
         metavar="MODULE:FUNCTION",
-        help="Python that makes the module and its example inputs; it is imported and run, so name only your own",
+        help="Python that returns (model, example_inputs); it is imported and run, so name only your own",
     )
+    choice.add_argument(
+        "--activation", metavar="NAME", help="relu, tanh, gelu, sin or identity, where names and shapes tell the rest"
+    )
+    parser.add_argument("--key", metavar="KEY", help="where in a torch file the state dict is, as in model/ema")
 
 
 def load_named(path: Path, arguments: argparse.Namespace) -> Checkpoint:
@@ -29,4 +35,16 @@ def load_named(path: Path, arguments: argparse.Namespace) -> Checkpoint:
     """
     from metanet.checkpoint import load
 
-    return load(path, architecture=arguments.architecture, factory=arguments.factory)
+    # One object for all files, so that thousands of files of one factory are traced once.
+    architecture = _made_by(arguments.factory) if arguments.factory else arguments.architecture
+    return load(path, architecture=architecture, activation=arguments.activation, key=arguments.key)
+
+
+@cache
+def _made_by(factory: str) -> Architecture:
+    from metanet.checkpoint.factory import FactoryArchitecture
+
+    # As with `python -m`: a module in the working folder can be named.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return FactoryArchitecture(factory)
