@@ -87,7 +87,7 @@ class GraphBatch:
             GraphError: for an index outside the batch.
         """
         wanted = torch.as_tensor(indices, dtype=torch.int64).reshape(-1).cpu()
-        if wanted.numel() and not (0 <= int(wanted.min()) and int(wanted.max()) < self.size):
+        if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < self.size):
             raise GraphError(
                 f"index {int(wanted.max() if wanted.min() >= 0 else wanted.min())} of a batch of {self.size} graphs"
             )

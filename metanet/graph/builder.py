@@ -2,7 +2,8 @@
 
 Rules, for one concatenation-free part of a tensor:
 
-- the spaces on one axis are one unit axis: heads x units are the units of all heads, laid out in the order of their names;
+- the spaces on one axis are one unit axis: heads x units are the units of all heads, laid out in the order of their
+  names;
 - a space within other spaces (the units inside heads) joins them wherever in the tensor they stand;
 - a fixed axis without spaces that is read or written is a unit axis of nodes with an identity each;
 - every other fixed leaf (kernel positions, pixels behind a flatten) is a feature.
@@ -127,7 +128,7 @@ def build_topology(spec: SymmetrySpec) -> Topology:
 def _block(
     spec: SymmetrySpec, name: str, part: tuple[int, ...], chosen: tuple[AxisPart, ...], layer: int
 ) -> tuple[Block, list[_Unit]]:
-    """One part of a tensor, its groups still to be numbered, and its unit axes: what it writes first, what it reads last."""
+    """One part of a tensor, its groups still to be numbered, and its unit axes: first what it writes."""
     info = spec.tensors[name]
     spans = tuple(Span.of(one.positions, length) for one, length in zip(chosen, info.shape, strict=True))
     leaves = tuple(leaf.size for one in chosen for leaf in one.leaves)
@@ -180,7 +181,9 @@ def _joined(spec: SymmetrySpec, units: list[_Unit]) -> list[_Unit]:
             merged = sorted(
                 zip(host.spaces + unit.spaces, host.sizes + unit.sizes, host.leaves + unit.leaves, strict=True)
             )
-            host.spaces, host.sizes, host.leaves = ([entry[k] for entry in merged] for k in range(3))  # type: ignore[assignment]  # one list per field
+            host.spaces = [space for space, _, _ in merged]
+            host.sizes = [size for _, size, _ in merged]
+            host.leaves = [leaf for _, _, leaf in merged]
             host.role = unit.role if host.role not in _UNIT_ROLES else host.role
     return result
 

@@ -16,8 +16,8 @@ __all__ = ["cosine_basis", "position_code"]
 def position_code(size: int, width: int = 16) -> Tensor:
     """A code for the index of each unit of a fixed axis: the same index has nearly the same code at every size.
 
-    Columns: normalised position in [0, 1]; log of the size; then sines and cosines of the index at wavelengths that grow
-    geometrically from 3 to 3000 (Vaswani et al. 2017, section 3.5, with a shorter range).
+    Columns: normalised position in [0, 1]; log of the size; then sines and cosines of the index at wavelengths that
+    grow geometrically from 3 to 3000 (Vaswani et al. 2017, section 3.5, with a shorter range).
 
     Args:
         size: number of units.
@@ -39,7 +39,8 @@ def position_code(size: int, width: int = 16) -> Tensor:
 def cosine_basis(positions: tuple[int, ...], most: int) -> Tensor:
     """Orthonormal cosine (DCT-II) basis over kernel positions, lowest frequencies first.
 
-    For up to ``most`` positions it is a change of basis and loses nothing; for more it keeps the ``most`` smoothest parts.
+    For up to ``most`` positions it is a change of basis and loses nothing; for more it keeps the ``most`` smoothest
+    parts.
 
     Args:
         positions: sizes of the position axes, as (3, 3); () stands for a single position.

@@ -32,8 +32,8 @@ class ParameterGraph:
         shared: name -> earlier name that is the same tensor in the state.
 
     Shapes:
-        values: ``(target, source, features)`` for edges, ``(nodes, features)`` for node features, ``(features,)`` without
-        a unit axis; raw blocks have the shape of their part of the tensor.
+        values: ``(target, source, features)`` for edges, ``(nodes, features)`` for node features, ``(features,)``
+        without a unit axis; raw blocks have the shape of their part of the tensor.
     """
 
     topology: Topology
@@ -51,7 +51,7 @@ class ParameterGraph:
 
         Raises:
             symmetry.SpecError: if the state has other names or shapes than the spec.
-            GraphError: if tensors that the spec ties differ, or a tensor is of another sort of dtype than the spec says.
+            GraphError: if tensors that the spec ties differ, or one is floating where the spec says it is not.
         """
         spec.check(state)
         topology = topology_of(spec)
@@ -78,7 +78,7 @@ class ParameterGraph:
         return self.topology.spec
 
     def state(self) -> dict[str, Tensor]:
-        """The state: the same tensors bit by bit, in the same order, one tensor under several names where it was one."""
+        """The state: the same tensors bit by bit, in the same order; one tensor under two names where it was one."""
         whole: dict[str, Tensor] = {}
         result: dict[str, Tensor] = {}
         for block, values in zip(self.topology.blocks, self.values, strict=True):

@@ -1,7 +1,7 @@
 """Where do the values of one block lie in their tensor, and how are they laid out in the block?
 
-A tensor is cut at its concatenations (:func:`symmetry.spaces.blocks`); what is left is a regular array over leaves. Leaves
-that are units become unit axes, the rest (kernel positions, pixels behind a flatten) become features.
+A tensor is cut at its concatenations (:func:`symmetry.spaces.blocks`); what is left is a regular array over leaves.
+Leaves that are units become unit axes, the rest (kernel positions, pixels behind a flatten) become features.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ CODE = 16  # columns of the positional code of fixed units
 def to_pyg(graph: ParameterGraph, reverse: bool = True, layers: bool = True) -> HeteroData:
     """The graph as :class:`torch_geometric.data.HeteroData`.
 
-    One node type per group and one named ``layer``; one edge type ``(source, tensor, target)`` per edge block, its reverse
-    ``(target, "rev_" + tensor, source)``, and ``(group, "in", "layer")`` with ``("layer", "holds", group)``. All ``x`` have
-    one width and all ``edge_attr`` have one width, so that ``to_homogeneous()`` keeps them.
+    One node type per group and one named ``layer``; one edge type ``(source, tensor, target)`` per edge block, its
+    reverse ``(target, "rev_" + tensor, source)``, and ``(group, "in", "layer")`` with ``("layer", "holds", group)``.
+    All ``x`` have one width and all ``edge_attr`` have one width, so that ``to_homogeneous()`` keeps them.
 
     Args:
         graph: the graph.
@@ -30,10 +30,10 @@ def to_pyg(graph: ParameterGraph, reverse: bool = True, layers: bool = True) -> 
         layers: add layer nodes, one per stored tensor that is interpreted.
 
     Shapes:
-        ``x``: (nodes, F): node features of every kind in slots, a mask for the slots that exist, a positional code (zero
-        for interchangeable units), and the flags fixed, reads, writes. For layer nodes: kind, log size, depth, the values
-        of tensors without a unit axis. ``edge_index``: (2, target * source). ``edge_attr``: (target * source, E): the
-        values at all positions, zero-padded, then a mask.
+        ``x``: (nodes, F): node features of every kind in slots, a mask for the slots that exist, a positional code
+        (zero for interchangeable units), and the flags fixed, reads, writes. For layer nodes: kind, log size, depth,
+        the values of tensors without a unit axis. ``edge_index``: (2, target * source). ``edge_attr``: (target *
+        source, E): the values at all positions, zero-padded, then a mask.
     """
     topology = graph.topology
     slots, width = _slots(topology)
@@ -42,9 +42,9 @@ def to_pyg(graph: ParameterGraph, reverse: bool = True, layers: bool = True) -> 
     data = HeteroData()
     for number, group in enumerate(topology.groups):
         x = torch.zeros(group.size, columns)
-        for block, start in slots.items():
-            if topology.blocks[block].groups == (number,):
-                values = graph.values[block].to(x.dtype)
+        for slot, start in slots.items():
+            if topology.blocks[slot].groups == (number,):
+                values = graph.values[slot].to(x.dtype)
                 x[:, start : start + values.shape[1]] = values
                 x[:, width + start : width + start + values.shape[1]] = 1.0
         if group.fixed:
@@ -120,9 +120,9 @@ def _add_layers(data: HeteroData, graph: ParameterGraph, columns: int, edge_widt
         x[k, len(kinds)] = float(torch.tensor(float(max(layer.size, 1))).log())
         x[k, len(kinds) + 1] = layer.order / max(len(topology.layers) - 1, 1)
     links: dict[int, set[int]] = {}
-    for block in topology.blocks:
-        for group in block.groups:
-            links.setdefault(group, set()).add(row[block.layer])
+    for one in topology.blocks:
+        for where in one.groups:
+            links.setdefault(where, set()).add(row[one.layer])
     filled = dict.fromkeys(_scalar_slots(graph), len(kinds) + 2)
     for number in topology.scalars:
         block = topology.blocks[number]

@@ -1,8 +1,8 @@
 """How do raw weights become features that a network can learn from?
 
-Every tensor is divided by its own root mean square, whose logarithm goes to its layer node; variances enter as the logarithm
-of the standard deviation. Kernel positions are expressed in a cosine basis, so that one table of weights per kind of tensor
-reads kernels of any size. This respects permutations; it is not invariant to rescaling single units.
+Every tensor is divided by its own root mean square, whose logarithm goes to its layer node; variances enter as the
+logarithm of the standard deviation. Kernel positions are expressed in a cosine basis, so that one table of weights per
+kind of tensor reads kernels of any size. This respects permutations; it is not invariant to rescaling single units.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def moments(value: Tensor) -> tuple[Tensor, Tensor]:
     """The root mean square of each network's block, and what its layer node is told of it.
 
     Shapes:
-        value: ``(B, ...)``; returns ``(B,)`` and ``(B, MOMENTS)``: log RMS, mean / RMS, mean absolute value / RMS, skewness,
-        logarithm of kurtosis, each of order 1.
+        value: ``(B, ...)``; returns ``(B,)`` and ``(B, MOMENTS)``: log RMS, mean / RMS, mean absolute value / RMS,
+        skewness, logarithm of kurtosis, each of order 1.
     """
     flat = value.reshape(value.shape[0], -1)
     peak = flat.detach().abs().amax(1, keepdim=True).clamp(min=_FLOOR)  # squares of huge or tiny values stay in range

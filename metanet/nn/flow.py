@@ -1,10 +1,10 @@
 """What happens when features travel through a network's own weights, in the order of its data flow?
 
-The parameter graph does not hold the operations between the tensors, only their order, so the flow is read from it: what
-tensors write to a group is summed; when the next tensor reads the group, it is added to what stood there before (a residual
-stream) and passes the activation met in that group. For plain chains of linear layers this is the network itself; for
-convolutions it is its response to constant or plane-wave images away from the border. It only uses sums over units and
-functions shared by all units of a group, so it is exactly permutation-equivariant.
+The parameter graph does not hold the operations between the tensors, only their order, so the flow is read from it:
+what tensors write to a group is summed; when the next tensor reads the group, it is added to what stood there before
+(a residual stream) and passes the activation met in that group. For plain chains of linear layers this is the network
+itself; for convolutions it is its response to constant or plane-wave images away from the border. It only uses sums
+over units and functions shared by all units of a group, so it is exactly permutation-equivariant.
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ def propagate(
         bucket: networks of one architecture.
         inputs: number and size of an input group -> its features ``(size, k)``.
         kernel: number of a block -> the weight of each of its kernel positions in every channel, ``(features, k)``.
-        measure: "value" runs the network; "absolute" and "square" carry non-negative features through absolute or squared
-            weights, without biases and activations: sums over paths (Neyshabur et al. 2015, "Norm-based capacity control").
+        measure: "value" runs the network; "absolute" and "square" carry non-negative features through absolute or
+        squared
+            weights, without biases and activations: sums over paths (Neyshabur et al. 2015, "Norm-based capacity
+            control").
         settled: called with each group and its features when they are complete; returns what travels on.
 
     Shapes:
@@ -135,9 +137,9 @@ def propagate(
         raw = bucket.value(number)
         return raw if measure == "value" else raw.abs() if measure == "absolute" else raw.square()
 
-    for number, group in enumerate(topology.groups):
-        if group.depth < 0 and group.reads and like is not None:
-            value[number] = inputs(number, group.size).to(like).expand(len(bucket), -1, -1)
+    for number, one in enumerate(topology.groups):
+        if one.depth < 0 and one.reads and like is not None:
+            value[number] = inputs(number, one.size).to(like).expand(len(bucket), -1, -1)
     for step in schedule(topology):
         group = step.group
         if step.sort == "settle":
@@ -155,8 +157,7 @@ def propagate(
             sent = _send(weights(block), value[step.source], kernel(block))
         elif step.sort == "gain":
             sent = value[group] * (weights(block) @ kernel(block).to(value[group]))
-            if group in value:
-                del value[group]  # a depthwise layer replaces its stream
+            value.pop(group, None)  # a depthwise layer replaces its stream
         elif measure == "value":
             sent = bucket.value(block)[..., :1]
         else:

@@ -23,13 +23,12 @@ class GraphHead(nn.Module):
         extra: number of further features (statistics, probes).
         outputs: numbers per network.
         width: width of its hidden layer.
-        dropout: share of its hidden units that is dropped in training.
     """
 
     def __init__(self, hidden: int, extra: int, outputs: int, width: int) -> None:
         super().__init__()
         self.pooled = Dense(7 * hidden, width, gain=0.7)
-        self.extra = Dense(extra, width, bias=False, gain=0.7) if extra else None
+        self.further = Dense(extra, width, bias=False, gain=0.7) if extra else None
         self.middle = Dense(width, width, gain=1.4)
         self.out = Dense(width, outputs, gain=0.3)
 
@@ -37,7 +36,8 @@ class GraphHead(nn.Module):
         """The answers.
 
         Shapes:
-            nodes: ``(B, nodes, hidden)``. layers: ``(B, layers, hidden)``. extra: ``(B, extra)``. Returns ``(B, outputs)``.
+            nodes: ``(B, nodes, hidden)``. layers: ``(B, layers, hidden)``. extra: ``(B, extra)``. Returns ``(B,
+            outputs)``.
         """
         width = nodes.shape[-1]
         x, y = layer_norm(nodes, (width,)), layer_norm(layers, (width,))
@@ -48,8 +48,8 @@ class GraphHead(nn.Module):
         else:
             ends = [x.new_zeros(len(x), width)] * 4
         hidden = self.pooled(torch.cat([pools, *ends], dim=-1))
-        if self.extra is not None and extra is not None:
-            hidden = hidden + self.extra(extra)
+        if self.further is not None and extra is not None:
+            hidden = hidden + self.further(extra)
         hidden = relu(hidden)
         answer: Tensor = self.out(relu(self.middle(hidden)) + hidden)
         return answer
@@ -87,7 +87,8 @@ class EdgeHead(nn.Module):
     Args:
         hidden: width of the features.
         outputs: numbers per weight.
-        positions: cosine coefficients that are answered separately; a learned gain on the weight itself is added to them.
+        positions: cosine coefficients that are answered separately; a learned gain on the weight itself is added to
+        them.
     """
 
     def __init__(self, hidden: int, outputs: int, positions: int) -> None:

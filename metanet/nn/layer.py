@@ -1,12 +1,13 @@
 """How do weights, units and layers of a network talk to each other? One round of edge messages on dense blocks.
 
-For an edge ``w`` from unit ``s`` to unit ``t`` of layer ``l`` the message is, in the plain form of graph networks (Battaglia et
-al. 2018, section 3.2; Kofinas et al. 2024, equations 4-6),
+For an edge ``w`` from unit ``s`` to unit ``t`` of layer ``l`` the message is, in the plain form of graph networks
+(Battaglia et al. 2018, section 3.2; Kofinas et al. 2024, equations 4-6),
 
-    m = relu(A [x_t, x_s, e_w, y_l] + b),    x_t += ... B mean_s m,    x_s += ... C mean_t m,    e_w += D m,    y_l += ... E mean m
+    m = relu(A [x_t, x_s, e_w, y_l] + b)
+    x_t += ... B mean_s m,    x_s += ... C mean_t m,    e_w += D m,    y_l += ... E mean m
 
-Here A is split into its four parts, each applied before the parts are combined (so that only ``e`` pays per edge), and B, C
-and E are applied after the mean. The blocks are dense: no gather and no scatter.
+Here A is split into its four parts, each applied before the parts are combined (so that only ``e`` pays per edge), and
+B, C and E are applied after the mean. The blocks are dense: no gather and no scatter.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class MessageLayer(nn.Module):
         """One round.
 
         Shapes:
-            nodes: ``(B, nodes, hidden)``. edges: by block, ``(B, target, source, hidden)``. layers: ``(B, layers, hidden)``.
-            Returns the same.
+            nodes: ``(B, nodes, hidden)``. edges: by block, ``(B, target, source, hidden)``. layers: ``(B, layers,
+            hidden)``. Returns the same.
         """
         topology = structure.topology
         x, y = layer_norm(nodes, (self.hidden,)), layer_norm(layers, (self.hidden,))

@@ -155,7 +155,8 @@ class Metanet(nn.Module):
             values = [value for value in bucket.values if value is not None]
             if values and (values[0].dtype != like.dtype or values[0].device != like.device):
                 raise ModelError(
-                    f"the batch holds {values[0].dtype} on {values[0].device}, the metanetwork {like.dtype} on {like.device}",
+                    f"the batch holds {values[0].dtype} on {values[0].device}, "
+                    f"the metanetwork {like.dtype} on {like.device}",
                     hint="use batch.to(device, dtype)",
                 )
             check_bucket(bucket, self.partial)

@@ -59,8 +59,8 @@ def _weight(value: Tensor) -> Tensor:
     square = z.square()
     cuts = torch.quantile(z, z.new_tensor([0.1, 0.5, 0.9]), dim=1)
     distribution = [
-        rms.log(), norm.log(), z.mean(1), z.abs().mean(1), (square * z).mean(1), (square.square().mean(1) + _TINY).log(),
-        *cuts, z.abs().amax(1), (z.abs() < 0.05).to(z).mean(1),
+        rms.log(), norm.log(), z.mean(1), z.abs().mean(1), (square * z).mean(1),
+        (square.square().mean(1) + _TINY).log(), *cuts, z.abs().amax(1), (z.abs() < 0.05).to(z).mean(1),
     ]  # fmt: skip
     matrix = value.reshape(batch, targets, -1)
     singular = torch.linalg.svdvals(matrix / norm[:, None, None])
@@ -102,7 +102,7 @@ def _alignment(vectors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _behind(bucket: Bucket, number: int) -> Tensor:
-    """The bias and the normalisation that follow a weight: those of its target that come before the next weight does."""
+    """Statistics of the bias and the normalisation that follow a weight."""
     topology = bucket.topology
     value = bucket.value(number)
     found = {topology.blocks[i].kind: bucket.value(i)[..., 0] for i in _followers(topology, number)}
@@ -129,6 +129,8 @@ def _behind(bucket: Bucket, number: int) -> Tensor:
 
 
 def _followers(topology: Topology, number: int) -> list[int]:
+    """Node features of a block's target that are used before the next block writes it."""
+
     def order(i: int) -> int:
         return topology.layers[topology.blocks[i].layer].order
 

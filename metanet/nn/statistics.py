@@ -1,10 +1,11 @@
-"""Which permutation-invariant numbers describe the layers of a network? The strong simple baseline, and part of the readout.
+"""Which permutation-invariant numbers describe a network? The strong simple baseline, and part of the readout.
 
-Per weight tensor: size and shape of the distribution, singular values, norms of rows and columns, the bias and normalisation
-that follow, how in and out norms of one unit go together. They are listed for the first two and the last two layers of the
-data flow and pooled over all. Per network: depth, widths, activations, path norms, and the network's own responses to fixed
-inputs. The list is the same for every architecture; what does not exist is 0 and has a mask that is 0.
-Similar statistics without the last two: Unterthiner et al. 2020, "Predicting neural network accuracy from weights".
+Per weight tensor: size and shape of the distribution, singular values, norms of rows and columns, the bias and
+normalisation that follow, how in and out norms of one unit go together. They are listed for the first two and the last
+two layers of the data flow and pooled over all. Per network: depth, widths, activations, path norms, and the network's
+own responses to fixed inputs. The list is the same for every architecture; what does not exist is 0 and has a mask
+that is 0. Similar statistics without the last two: Unterthiner et al. 2020, "Predicting neural network accuracy from
+weights".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does a metanetwork know of an architecture before it sees weights? Constant features, computed once per topology."""
+"""What does a metanetwork know of an architecture before it sees weights? Constant features of a topology."""
 
 from __future__ import annotations
 

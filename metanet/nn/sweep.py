@@ -22,10 +22,10 @@ _POSITIONS = 16  # cosine coefficients over kernel positions
 class Sweep(nn.Module):
     """Features of the whole network from its responses to learned probes.
 
-    The probes are a learned function of the input units' positions, so that they exist for any number of inputs. They pass the
-    network's raw weights and its own activations; every probe weighs kernel positions in its own learned way (a plane wave
-    through a convolution). After each group the probes are mixed by a matrix that starts at the identity: at the start this
-    is the network, run on random inputs.
+    The probes are a learned function of the input units' positions, so that they exist for any number of inputs. They
+    pass the network's raw weights and its own activations; every probe weighs kernel positions in its own learned way
+    (a plane wave through a convolution). After each group the probes are mixed by a matrix that starts at the
+    identity: at the start this is the network, run on random inputs.
 
     Args:
         probes: number of probes.
@@ -45,7 +45,7 @@ class Sweep(nn.Module):
         self.features = probes * (_OUTPUTS + 3 + 3)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights anew; the first half of the probes starts with constant kernels, that is, constant images."""
+        """Draw all weights anew; the first half of the probes starts with constant kernels (constant images)."""
         for module in self.modules():
             if isinstance(module, Dense | Table):
                 module.reset_parameters(generator)

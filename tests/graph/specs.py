@@ -41,7 +41,7 @@ def make_spec(
         axes={name: axes for name, _, axes, _ in entries},
         tensors=tensors,
         within=within or {},
-        activations=activations or {space: ("relu",) for space in spaces},
+        activations=activations or dict.fromkeys(spaces, ("relu",)),
     )
 
 
@@ -160,7 +160,7 @@ def chains() -> SymmetrySpec:
 
 
 def attention(width: int = 3, heads: int = 2, each: int = 2) -> SymmetrySpec:
-    """Units inside heads (a wreath product), the sum of Q, K and V in one tensor, and a raw tensor of three unit axes."""
+    """Units inside heads (a wreath product), Q, K and V in one tensor, and a raw tensor of three unit axes."""
     stream, head, unit = atom("stream", width), atom("heads", heads), atom("units", each)
     units = Product(head, unit)
     entries: list[Entry] = [
