@@ -5,6 +5,7 @@ from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
+from symmetry.trace import trace
 
 __all__ = [
     "Atom",
@@ -22,4 +23,5 @@ __all__ = [
     "TensorInfo",
     "TraceError",
     "act",
+    "trace",
 ]

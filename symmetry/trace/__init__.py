@@ -1,0 +1,58 @@
+"""Which weight changes leave a given model's function alone? Read its operations and derive the group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from symmetry.spec import SymmetrySpec
+from symmetry.trace.axis_pass import AxisPass
+from symmetry.trace.derive import Derivation
+from symmetry.trace.export import export
+from symmetry.trace.rules import rule_table
+
+__all__ = ["rule_table", "trace"]
+
+
+def trace(
+    model: nn.Module, example_inputs: Sequence[Any], strict: bool = False, frozen_buffers: bool = False
+) -> SymmetrySpec:
+    """Derive the symmetry group of a model from its operations.
+
+    The model is exported in eval mode and walked twice: once to find which axes run over the same units, once to find
+    which scalings and signs cancel. An operation without a rule pins the axes it touches and is named in ``spec.pinned``:
+    the group may be smaller than the true one, never larger.
+
+    Args:
+        model: any module that ``torch.export`` can export.
+        example_inputs: one entry per argument of ``forward``; a tuple.
+        strict: raise on an operation without a rule instead of pinning.
+        frozen_buffers: let buffers (running statistics) be permuted but not scaled.
+
+    Returns:
+        The spec; it depends on the architecture only, not on the values of the weights.
+
+    Raises:
+        TraceError: if the model cannot be exported or, in strict mode, an operation has no rule.
+    """
+    graph = export(model, example_inputs)
+    state = model.state_dict(keep_vars=True)
+    canonical: dict[int, str] = {}
+    used = set(graph.tensors.values())
+    for name in sorted(state, key=lambda name: name not in used):
+        canonical.setdefault(id(state[name]), name)
+    tied = {name: canonical[id(tensor)] for name, tensor in state.items() if canonical[id(tensor)] != name}
+    graph.tensors = {place: tied.get(name, name) for place, name in graph.tensors.items()}
+    graph.buffers = {tied.get(name, name) for name in graph.buffers}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    # Buffers that are not saved have no entry in a state dict: they are constants of the architecture.
+    unsaved = {place for place, name in graph.tensors.items() if name not in state}
+    for place in unsaved:
+        name = graph.tensors.pop(place)
+        graph.constants[place] = tuple(dict(model.named_buffers())[name].shape)
+    floating = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    walk = AxisPass(graph, shapes, floating, strict)
+    walk.run()
+    return Derivation(walk, state, tied, frozen_buffers).spec()

@@ -1,0 +1,238 @@
+"""From two finished walks to a spec: name the spaces, find which lie within which, and solve for scalings and signs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from torch import Tensor
+
+from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
+from symmetry.spec import Factor, Pin, Slot, SymmetrySpec, TensorInfo
+from symmetry.trace.axes import AxisNode, leaves, root
+from symmetry.trace.axis_pass import AxisPass, Value, references
+from symmetry.trace.expressions import Expression, Field, complement, null_space, vanishes
+from symmetry.trace.gauge_pass import GaugePass, cut
+
+__all__ = ["Derivation"]
+
+
+@dataclass
+class Derivation:
+    """Builds the spec of a model whose axes have been found.
+
+    Args:
+        walk: the finished first walk.
+        state: the model's state dict.
+        tied: names that share their storage with another -> that other name.
+        frozen_buffers: whether buffers keep their values.
+    """
+
+    walk: AxisPass
+    state: Mapping[str, Tensor]
+    tied: Mapping[str, str]
+    frozen_buffers: bool
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """Rank of first use of every used tensor along the data flow."""
+        ranks: dict[str, int] = {}
+        names = self.walk.graph.tensors
+        for node in self.walk.graph.nodes:
+            for reference in references(node):
+                if reference.name in names:
+                    ranks.setdefault(names[reference.name], len(ranks))
+        return ranks
+
+    @cached_property
+    def names(self) -> dict[AxisNode, str]:
+        """A unique name for every leaf that a used tensor has, in the order of the data flow."""
+        found: dict[AxisNode, str] = {}
+        taken: set[str] = set()
+        writers = self._occurrences(("out", "unit"))
+        others = self._occurrences(("in", "position", "none"))
+        for leaf, base in itertools.chain(writers, others):
+            if leaf in found:
+                continue
+            labels = [reason.label for reason in leaf.reasons if reason.label]
+            name = min(labels) if labels else base
+            found[leaf] = _unique(name, taken)
+        return found
+
+    def _occurrences(self, roles: tuple[str, ...]) -> Iterable[tuple[AxisNode, str]]:
+        for tensor in sorted(self.order, key=self.order.__getitem__):
+            for dim, axis in enumerate(self.walk.tensors[tensor]):
+                role = self.walk.roles.get(tensor, {}).get(dim, "none")
+                if role in roles:
+                    module, _, last = tensor.rpartition(".")
+                    whole = role in ("out", "unit") and module and last in ("weight", "bias")
+                    for leaf in leaves(axis):
+                        yield leaf, module if whole else f"{tensor}.{dim}"
+
+    @cached_property
+    def free(self) -> list[AxisNode]:
+        """The leaves that are permuted, in the order of the data flow."""
+        return [leaf for leaf in self.names if not leaf.reasons]
+
+    @cached_property
+    def within(self) -> dict[AxisNode, list[AxisNode]]:
+        """For each space, the spaces by whose units it is indexed.
+
+        A space s is indexed by t if every value that contains s contains t exactly once, and no operation combines units
+        of t while s survives. Then s has its own permutation for each unit of t (the wreath product).
+        """
+        values: list[Value] = [Value(dims) for dims in self.walk.tensors.values()]
+        for made in self.walk.values.values():
+            values += [item for item in (made if isinstance(made, tuple) else (made,)) if item is not None]
+        index = set(leaf for leaf in self.free if leaf.size > 1)
+        found: dict[AxisNode, set[AxisNode]] = {leaf: index - {leaf} for leaf in index}
+        for value in values:
+            for choice in itertools.product(*(cut(axis) for axis in value.dims)):
+                block = [leaf for part in choice for leaf in part if leaf in index]
+                once = {leaf for leaf in block if block.count(leaf) == 1}
+                for leaf in set(block):
+                    found[leaf] &= once
+        for mixed, surviving in self.walk.mixes:
+            gone = {leaf for axis in mixed for leaf in leaves(axis)}
+            for leaf in {leaf for axis in surviving for leaf in leaves(axis)} & index - gone:
+                found[leaf] -= gone
+        rank = {leaf: place for place, leaf in enumerate(self.free)}
+        # Two spaces that are only ever met together would each lie within the other: the first one is the outer one.
+        result = {}
+        for leaf, outer in found.items():
+            kept = [other for other in outer if leaf not in found[other] or rank[other] < rank[leaf]]
+            if kept:
+                result[leaf] = sorted(kept, key=lambda other: (len(found[other]), rank[other]))
+        return result
+
+    def spec(self) -> SymmetrySpec:
+        """Put everything together."""
+        scales, scale_dimension = self._factors("scale")
+        signs, sign_bits = self._factors("sign")
+        axes, tensors = {}, {}
+        for name, tensor in self.state.items():
+            source = self.tied.get(name, name)
+            used = source in self.order
+            dims = self.walk.tensors.get(source, [])
+            axes[name] = (
+                tuple(self._axis(axis) for axis in dims) if used else tuple(Fixed(int(size)) for size in tensor.shape)
+            )
+            tensors[name] = self._info(name, source, tensor)
+        return SymmetrySpec(
+            spaces=tuple(NeuronSpace(self.names[leaf], leaf.size) for leaf in self.free),
+            axes=axes,
+            tensors=tensors,
+            within={self.names[leaf]: tuple(self.names[outer] for outer in found) for leaf, found in self.within.items()},
+            factors=(*scales, *signs),
+            scale_dimension=scale_dimension,
+            sign_bits=sign_bits,
+            pinned=self._pins(),
+            activations=self._activations(),
+        )
+
+    def _info(self, name: str, source: str, tensor: Tensor) -> TensorInfo:
+        used = source in self.order
+        roles = self.walk.roles.get(source, {})
+        offsets = set(self.walk.offsets.get(source, []))
+        return TensorInfo(
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            kind=self.walk.kinds.get(source, "parameter") if used else "unused",
+            roles=tuple(roles.get(dim, "none") for dim in range(tensor.ndim)),
+            order=self.order.get(source, len(self.order)),
+            buffer=source in self.walk.graph.buffers,
+            tied_to=self.tied.get(name),
+            positive_offset=offsets.pop() if len(offsets) == 1 else None,
+        )
+
+    def _axis(self, node: AxisNode) -> Axis:
+        node = root(node)
+        if node.kind == "concat":
+            return Concat(tuple(self._axis(child) for child in node.children))
+        if node.kind == "product":
+            first, *rest = (self._axis(child) for child in node.children)
+            for axis in rest:
+                first = Product(first, axis)
+            return first
+        if node.reasons:
+            return Fixed(node.size, self.names[node])
+        return Atom(NeuronSpace(self.names[node], node.size))
+
+    def _factors(self, kind: str) -> tuple[list[Factor], int]:
+        """Generators of one kind, and the exact dimension of the group they generate.
+
+        Dimension: dim null(U) plus, over spaces, dim null(V) (n - 1). A generator has one value per unit; its constant part
+        is also a solution of U, so U contributes only what those constants do not span.
+        """
+        gauge = GaugePass(self.walk, Field(kind), self.frozen_buffers)
+        gauge.run()
+
+        def rank(variable: Hashable) -> tuple[int, ...]:
+            tensor, *place = variable  # type: ignore[misc]  # variables are (tensor, block) or (tensor, block, leaf)
+            return (self.order[tensor], *place)
+
+        common = null_space(gauge.field, sorted(gauge.common_variables, key=rank), gauge.common_rows)
+        factors, dimension, constants = [], len(common), []
+        taken: set[str] = set()
+        for leaf, name in self.names.items():
+            variables = sorted(gauge.unit_variables.get(leaf, []), key=rank)
+            outer = self.within.get(leaf, [])
+            copies = 1
+            for other in outer:
+                copies *= other.size
+            for vector in null_space(gauge.field, variables, gauge.unit_rows.get(leaf, [])):
+                constant: Expression = {}
+                for (tensor, block, _), exponent in vector.items():  # type: ignore[misc]
+                    constant = gauge.field.combine(constant, {(tensor, block): exponent})
+                if not vanishes(gauge.field, gauge.common_rows, constant):
+                    continue
+                constants.append(constant)
+                dimension += (leaf.size - 1) * copies
+                factors.append(self._factor(kind, name, name, leaf.size, vector, taken))
+        for vector in complement(gauge.field, constants, common):
+            tensor = min(vector, key=rank)[0]  # type: ignore[index]
+            factors.append(self._factor(kind, f"all of {tensor}", None, 1, vector, taken))
+        return factors, dimension
+
+    def _factor(self, kind: str, name: str, space: str | None, size: int, vector: Expression, taken: set[str]) -> Factor:
+        unique = _unique(name, taken)
+        slots = []
+        for (tensor, block, *leaf), exponent in sorted(vector.items(), key=lambda item: repr(item[0])):  # type: ignore[misc]
+            slots.append(Slot(tensor, block, leaf[0] if leaf else None, Fraction(exponent)))
+        return Factor(unique, kind, space, size, tuple(slots))
+
+    def _pins(self) -> tuple[Pin, ...]:
+        """Axes of parameters that an operation, and nothing else, keeps fixed."""
+        found: dict[tuple[str, str, str, str], list[str]] = {}
+        for tensor in self.order:
+            for dim, axis in enumerate(self.walk.tensors[tensor]):
+                for leaf in leaves(axis):
+                    if leaf.size > 1 and leaf.reasons and all(reason.kind == "operation" for reason in leaf.reasons):
+                        for reason in leaf.reasons:
+                            key = (reason.operation, reason.node, reason.text, reason.source)
+                            place = f"{tensor}[{dim}]"
+                            if place not in found.setdefault(key, []):
+                                found[key].append(place)
+        return tuple(
+            Pin(operation, node, tuple(places), text, source) for (operation, node, text, source), places in found.items()
+        )
+
+    def _activations(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for function, dims in self.walk.activations:
+            for leaf in (leaf for axis in dims for leaf in leaves(axis)):
+                name = self.names.get(leaf)
+                if name is not None and function not in found.setdefault(name, []):
+                    found[name].append(function)
+        return {name: tuple(functions) for name, functions in found.items()}
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """The name, or the name with the first free number behind it; marks it as taken."""
+    numbered = itertools.chain((name,), (f"{name}#{number}" for number in itertools.count(2)))
+    unique = next(candidate for candidate in numbered if candidate not in taken)
+    taken.add(unique)
+    return unique

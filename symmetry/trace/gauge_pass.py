@@ -1,0 +1,192 @@
+"""Second walk over the graph: which scalings and signs of the parameters leave the outputs alone?
+
+Every block of a value carries one expression U (the factor common to the whole block) and, for each axis leaf, one
+expression V (how much each unit differs from unit 0), linear in the parameters' own variables. Operations combine them
+and emit rows that must be zero; the group is the null space (over the rationals for log-scales, over GF(2) for signs).
+Splitting U from V keeps factors that survive only when common to a whole space, such as the sign of a residual stream.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from symmetry.errors import TraceError
+from symmetry.trace.axes import AxisNode, root
+from symmetry.trace.axis_pass import AxisPass, references
+from symmetry.trace.export import Node, Ref
+from symmetry.trace.expressions import Expression, Field
+from symmetry.trace.rules import rule_for
+
+__all__ = ["Cell", "GaugePass", "GaugeValue", "cut"]
+
+Leaves = tuple[AxisNode, ...]
+
+
+def cut(node: AxisNode) -> list[Leaves]:
+    """The concatenation-free blocks of a frozen axis, each as its leaves."""
+    node = root(node)
+    if node.kind == "leaf":
+        return [(node,)]
+    if node.kind == "concat":
+        return [block for child in node.children for block in cut(child)]
+    return [sum(choice, ()) for choice in itertools.product(*(cut(child) for child in node.children))]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One block of a value: the common factor and, per dimension and leaf, the difference from unit 0."""
+
+    common: Expression
+    units: tuple[tuple[Expression, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeValue:
+    """A value in the second walk.
+
+    Args:
+        dims: its axes, frozen.
+        cells: array of :class:`Cell`, one array dimension per axis, one entry per block.
+    """
+
+    dims: tuple[AxisNode, ...]
+    cells: np.ndarray
+
+
+@dataclass(slots=True)
+class GaugePass:
+    """Walks the graph with the axes frozen, over one field.
+
+    Args:
+        axes: the finished first walk.
+        field: rationals for log-scales, GF(2) for signs.
+        frozen_buffers: whether buffers keep their values (they are still permuted).
+    """
+
+    axes: AxisPass
+    field: Field
+    frozen_buffers: bool = False
+    values: dict[str, GaugeValue | tuple[GaugeValue | None, ...]] = field(default_factory=dict)
+    common_rows: list[Expression] = field(default_factory=list)
+    unit_rows: dict[AxisNode, list[Expression]] = field(default_factory=dict)
+    common_variables: list[Hashable] = field(default_factory=list)
+    unit_variables: dict[AxisNode, list[Hashable]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Walk every node once and collect all rows."""
+        graph = self.axes.graph
+        made: dict[str, GaugeValue] = {}
+        for name, tensor in graph.tensors.items():
+            if tensor not in made:
+                made[tensor] = self._variables(tensor, graph.users[name] > 0)
+            self.values[name] = made[tensor]
+        for name in itertools.chain(graph.inputs, graph.constants):
+            self.values[name] = self.constant(self.axes.value(Ref(name)).dims)
+        for node in graph.nodes:
+            rule = rule_for(node.operation)
+            if rule is None or node.name in self.axes.ruleless:
+                self.values[node.name] = self._without_rule(node)
+            else:
+                self.values[node.name] = rule.gauge(self, node)
+        for reference in graph.outputs:
+            found = self.values[reference.name]
+            for item in found if isinstance(found, tuple) else (found,):
+                if item is not None:
+                    self.kill(item)
+
+    def _variables(self, tensor: str, used: bool) -> GaugeValue:
+        """One variable for the whole of each block, and one per block and leaf."""
+        dims = tuple(self.axes.tensors[tensor])
+        frozen = self.frozen_buffers and tensor in self.axes.graph.buffers
+        if not used or frozen or tensor not in self.axes.floating:
+            return self.constant(dims)
+        cells = self.constant(dims).cells
+        for number, place in enumerate(np.ndindex(cells.shape)):
+            common: Expression = {(tensor, number): Fraction(1)}
+            self.common_variables.append((tensor, number))
+            units, position = [], 0
+            for leaves in self.choice(dims, place):
+                row = []
+                for leaf in leaves:
+                    variable = (tensor, number, position)
+                    position += 1
+                    row.append({variable: Fraction(1)} if leaf.size > 1 else {})
+                    if leaf.size > 1:
+                        self.unit_variables.setdefault(leaf, []).append(variable)
+                units.append(tuple(row))
+            cells[place] = Cell(common, tuple(units))
+        value = GaugeValue(dims, cells)
+        offsets = self.axes.offsets.get(tensor, [])
+        if offsets and (len(offsets) != self._uses(tensor) or len(set(offsets)) > 1 or min(offsets) < 0):
+            # The offset makes scalings act on tensor + eps; that is exact for one eps and no other use.
+            self.kill(value)
+        elif offsets and self.field.binary:
+            self.kill(value)
+        return value
+
+    def _uses(self, tensor: str) -> int:
+        graph = self.axes.graph
+        return sum(graph.users[name] for name, target in graph.tensors.items() if target == tensor)
+
+    def value(self, reference: Any) -> GaugeValue:
+        """The expressions of an argument that must be a tensor."""
+        found = self.values[reference.name]
+        if isinstance(found, tuple):
+            raise TraceError(f"node {reference.name}: a tuple where a tensor was expected")
+        return found
+
+    def choice(self, dims: Sequence[AxisNode], place: Sequence[int]) -> list[Leaves]:
+        """For one block of a value, the leaves of each dimension."""
+        return [cut(dim)[number] for dim, number in zip(dims, place, strict=True)]
+
+    def constant(self, dims: Iterable[AxisNode]) -> GaugeValue:
+        """A value that no parameter scales."""
+        dims = tuple(root(dim) for dim in dims)
+        cuts = [cut(dim) for dim in dims]
+        cells = np.empty([len(blocks) for blocks in cuts], dtype=object)
+        for place in np.ndindex(cells.shape):
+            units = tuple(tuple({} for _ in blocks[number]) for blocks, number in zip(cuts, place, strict=True))
+            cells[place] = Cell({}, units)
+        return GaugeValue(dims, cells)
+
+    def zero_units(self, leaves: Leaves, units: Sequence[Expression]) -> None:
+        """Emit: these differences from unit 0 vanish."""
+        for leaf, expression in zip(leaves, units, strict=True):
+            if expression and leaf.size > 1:
+                self.unit_rows.setdefault(leaf, []).append(expression)
+
+    def equal(self, dims: Sequence[AxisNode], place: Sequence[int], first: Cell, second: Cell) -> None:
+        """Emit: two cells over the same leaves carry the same factor."""
+        common = self.field.combine(first.common, second.common, -1)
+        if common:
+            self.common_rows.append(common)
+        for leaves, mine, other in zip(self.choice(dims, place), first.units, second.units, strict=True):
+            self.zero_units(leaves, [self.field.combine(a, b, -1) for a, b in zip(mine, other, strict=True)])
+
+    def kill(self, value: GaugeValue) -> GaugeValue:
+        """Emit: nothing scales this value. Returns the constant of the same axes."""
+        neutral = self.constant(value.dims)
+        for place in np.ndindex(value.cells.shape):
+            self.equal(value.dims, place, value.cells[place], neutral.cells[place])
+        return neutral
+
+    def _without_rule(self, node: Node) -> GaugeValue | tuple[GaugeValue | None, ...]:
+        for reference in references(node):
+            found = self.values[reference.name]
+            for item in found if isinstance(found, tuple) else (found,):
+                if item is not None:
+                    self.kill(item)
+        made = self.axes.values[node.name]
+        if isinstance(made, tuple):
+            return tuple(None if item is None else self.constant(item.dims) for item in made)
+        return self.constant(made.dims)
+
+    def result_dims(self, node: Node) -> list[AxisNode]:
+        """The axes that the first walk gave a node's value."""
+        return self.axes.value(Ref(node.name)).dims

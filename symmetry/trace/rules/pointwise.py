@@ -1,0 +1,106 @@
+"""Functions of one value, element by element: which of scalings and signs do they let through?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from symmetry.trace.algebra import power
+from symmetry.trace.axis_pass import AxisPass, Value
+from symmetry.trace.export import Node
+from symmetry.trace.gauge_pass import GaugePass, GaugeValue
+from symmetry.trace.rules import register
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """One pointwise function.
+
+    Args:
+        name: as it is recorded in ``spec.activations``; an empty string is not recorded.
+        scale: ``pass`` (f(ax) = a f(x) for a > 0) or ``kill``.
+        sign: ``pass`` (odd), ``drop`` (even: the sign vanishes without harm) or ``kill``.
+    """
+
+    name: str
+    scale: str
+    sign: str
+
+    @property
+    def summary(self) -> str:
+        """Its row in the table of rules."""
+        return f"permutations pass; positive scale: {self.scale}; sign: {self.sign}"
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        value = walk.value(node.args[0])
+        if self.name:
+            walk.activations.append((self.name, value.dims))
+        return Value(value.dims, value.origin if self.name == "" else None)
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value = walk.value(node.args[0])
+        what = self.sign if walk.field.binary else self.scale
+        if what == "kill":
+            return walk.kill(value)
+        return walk.constant(value.dims) if what == "drop" else value
+
+
+class Power:
+    """Powers with a fixed exponent, roots and reciprocals."""
+
+    summary = "permutations pass; exponents multiply; a sign passes through odd powers and vanishes in even ones"
+
+    def _exponent(self, node: Node) -> Fraction | None:
+        fixed = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "reciprocal": Fraction(-1), "square": Fraction(2)}
+        name = node.operation.split(".")[1]
+        if name in fixed:
+            return fixed[name]
+        exponent = node.args[1]
+        return Fraction(exponent).limit_denominator(1 << 20) if isinstance(exponent, int | float) else None
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        return Value(walk.value(node.args[0]).dims)
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value, exponent = walk.value(node.args[0]), self._exponent(node)
+        if exponent is None or (walk.field.binary and exponent.denominator != 1):
+            return walk.kill(value)
+        return power(walk, value, exponent)
+
+
+class Clamp:
+    """Clamping to bounds: only a bound at zero lets scalings through."""
+
+    summary = "permutations pass; a bound at 0 alone passes scale, any other kills scale and sign"
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        value = walk.value(node.args[0])
+        walk.activations.append(("clamp", value.dims))
+        return Value(value.dims)
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value = walk.value(node.args[0])
+        bounds = [bound for bound in (*node.args[1:], *node.kwargs.values()) if bound is not None]
+        if walk.field.binary or any(bound != 0 for bound in bounds):
+            return walk.kill(value)
+        return value
+
+
+_FUNCTIONS = {
+    ("pass", "pass"): ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "_to_copy"),
+    ("pass", "kill"): ("relu", "leaky_relu"),
+    ("pass", "drop"): ("abs",),
+    ("kill", "pass"): ("tanh", "sin", "erf", "asinh", "atan", "tan", "sinh", "asin"),
+    ("kill", "drop"): ("cos", "cosh"),
+    ("kill", "kill"): (
+        "gelu", "silu", "sigmoid", "exp", "log", "log1p", "expm1", "elu", "celu", "selu", "softplus", "mish",
+        "hardtanh", "hardswish", "hardsigmoid", "relu6", "logit", "erfc", "floor", "ceil", "round",
+    ),
+}  # fmt: skip
+
+for (_scale, _sign), _names in _FUNCTIONS.items():
+    for _name in _names:
+        _label = "" if (_scale, _sign) == ("pass", "pass") else _name
+        register(Pointwise(_label, _scale, _sign), f"aten.{_name}.default")
+register(Power(), "aten.pow.Tensor_Scalar", "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default", "aten.square.default")
+register(Clamp(), "aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default")
