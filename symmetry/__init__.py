@@ -1,11 +1,14 @@
 """Which weight changes leave a network's function alone? Derive the group of any model, act with it, verify it."""
 
+from symmetry import testing
 from symmetry.action import act
+from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
-from symmetry.trace import trace
+from symmetry.trace import rule_table, trace
+from symmetry.verify import Verification, verify
 
 __all__ = [
     "Atom",
@@ -19,9 +22,15 @@ __all__ = [
     "Product",
     "SpecError",
     "SymmetryError",
+    "SymmetryReport",
     "SymmetrySpec",
     "TensorInfo",
     "TraceError",
+    "Verification",
     "act",
+    "analyze",
+    "rule_table",
+    "testing",
     "trace",
+    "verify",
 ]
