@@ -1,7 +1,7 @@
 """How does a group element change a state?
 
-Each tensor is cut into blocks without concatenation (:func:`symmetry.spaces.blocks`); in a block every leaf is one array
-dimension, so a permutation is one ``index_select`` and a scaling one broadcast product.
+Each tensor is cut into blocks without concatenation (:func:`symmetry.spaces.blocks`); in a block every leaf is one
+array dimension, so a permutation is one ``index_select`` and a scaling one broadcast product.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def leaf_name(leaf: Fixed | Atom) -> str | None:
 def act(spec: SymmetrySpec, element: GroupElement, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state under a group element; see :meth:`symmetry.SymmetrySpec.act`.
 
-    Tensors that the element does not touch are returned as they are, without a copy. Entries that were one tensor stay one.
+    Tensors that the element does not touch are returned as they are, without a copy. Entries that were one tensor stay
+    one.
 
     Raises:
         SpecError: if the state has other names or shapes, or the element belongs to another spec.
@@ -154,7 +155,7 @@ def _act_on(
 
 
 def _permute(spec: SymmetrySpec, element: GroupElement, block: TensorBlock, values: Tensor, moved: set[str]) -> Tensor:
-    """Permute every leaf of a block; outer spaces first, so that an inner permutation is chosen by its new outer place."""
+    """Permute every leaf of a block; outer spaces first, so that the new outer place chooses the inner permutation."""
     names = [leaf_name(leaf) for leaf in block.leaves]
     order = sorted(range(len(names)), key=lambda dim: len(spec.within.get(names[dim] or "", ())))
     for dim in order:
@@ -188,8 +189,10 @@ def _multiplier(
     logs = torch.zeros([1] * ndim, dtype=torch.float64)
     flips = torch.zeros([1] * ndim, dtype=torch.bool)
     for slot, space, values, sign in slots:
-        placed = values.reshape([1] * ndim)if slot.leaf is None else _place(
-            values, [names.index(outer) for outer in spec.within.get(space or "", ())] + [slot.leaf], ndim
+        placed = (
+            values.reshape([1] * ndim)
+            if slot.leaf is None
+            else _place(values, [names.index(outer) for outer in spec.within.get(space or "", ())] + [slot.leaf], ndim)
         )
         if sign:
             flips = flips ^ placed
@@ -205,5 +208,7 @@ def multipliers(element: GroupElement) -> Iterator[tuple[Tensor, Tensor]]:
     for name, axes in spec.axes.items():
         if spec.tensors[name].tied_to is None:
             for number, block in enumerate(tensor_blocks(axes)):
-                logs, flips = _multiplier(spec, block, [item for item in slots.get(name, []) if item[0].block == number])
+                logs, flips = _multiplier(
+                    spec, block, [item for item in slots.get(name, []) if item[0].block == number]
+                )
                 yield (logs + neutral).expand(block.shape), flips.expand(block.shape)

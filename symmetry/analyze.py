@@ -123,12 +123,25 @@ def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:
         words = _words(spec, space.name, space.size, within, scales, signs, activations, unread, constant, twins)
         reports.append(
             SpaceReport(
-                space.name, space.size, within, order, scales, signs, activations, writes, reads, unread, constant, twins, words
+                space.name,
+                space.size,
+                within,
+                order,
+                scales,
+                signs,
+                activations,
+                writes,
+                reads,
+                unread,
+                constant,
+                twins,
+                words,
             )
         )
     spaces = {space.name for space in spec.spaces}
     others = [
-        f"{factor.kind} {factor.name}: {factor.size if factor.space else 1} free, on " + ", ".join(dict.fromkeys(s.tensor for s in factor.slots))
+        f"{factor.kind} {factor.name}: {factor.size if factor.space else 1} free, on "
+        + ", ".join(dict.fromkeys(s.tensor for s in factor.slots))
         for factor in spec.factors
         if factor.space not in spaces
     ]
@@ -209,7 +222,10 @@ def _users(spec: SymmetrySpec, space: str, role: str) -> tuple[str, ...]:
             (
                 name
                 for name, info in spec.tensors.items()
-                if info.tied_to is None and info.kind.endswith(".weight") and info.kind != "norm.weight" and _blocks(spec, name, space, role)
+                if info.tied_to is None
+                and info.kind.endswith(".weight")
+                and info.kind != "norm.weight"
+                and _blocks(spec, name, space, role)
             ),
             key=lambda name: spec.tensors[name].order,
         )
@@ -227,7 +243,10 @@ def _zero_units(
 ) -> tuple[int, ...]:
     """Units for which every listed tensor is zero; none if no tensor is listed."""
     role_blocks = [
-        (name, block, leaf) for name in tensors for role in ("in", "out") for block, leaf in _blocks(spec, name, space, role)
+        (name, block, leaf)
+        for name in tensors
+        for role in ("in", "out")
+        for block, leaf in _blocks(spec, name, space, role)
     ]
     if not role_blocks or spec.within.get(space):
         return ()
@@ -237,7 +256,9 @@ def _zero_units(
     return tuple(zero.nonzero().flatten().tolist())
 
 
-def _twins(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, scales: int, signs: int) -> tuple[tuple[int, ...], ...]:
+def _twins(
+    spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, scales: int, signs: int
+) -> tuple[tuple[int, ...], ...]:
     """Groups of units with the same incoming weights, up to what the group allows for each unit."""
     rows = _incoming(spec, state, space)
     if rows is None or len(rows) < 2 or len(rows) > MOST_UNITS:
@@ -264,7 +285,8 @@ def _twins(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, scales: 
 def _incoming(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str) -> Tensor | None:
     """What each unit computes from: incoming weights and offsets, a batch norm folded into them.
 
-    ``None`` where several weights write into one space (a residual stream): its units are sums, not functions of one row.
+    ``None`` where several weights write into one space (a residual stream): its units are sums, not functions of one
+    row.
     """
     found: dict[str, list[Tensor]] = {}
     offset = 0.0
@@ -274,7 +296,9 @@ def _incoming(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str) -> Te
                 found.setdefault(info.kind, []).append(_rows(block, leaf, state[name]))
                 offset = info.positive_offset if info.positive_offset is not None else offset
     weights = found.get("linear.weight", []) + found.get("conv.weight", [])
-    others = [kind for kind in found if not kind.endswith(".weight") and kind != "bias" and not kind.startswith("norm.")]
+    others = [
+        kind for kind in found if not kind.endswith(".weight") and kind != "bias" and not kind.startswith("norm.")
+    ]
     if len(weights) != 1 or others or any(len(rows) > 1 for rows in found.values()):
         return None
     weight, bias = weights[0], found["bias"][0] if "bias" in found else weights[0].new_zeros(len(weights[0]), 1)

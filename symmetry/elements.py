@@ -1,8 +1,8 @@
 """One element of a symmetry group, as a value: which permutation, scaling and sign, on which space?
 
-Convention: ``act(g, theta)[i] = s[i] * theta[p[i]]``; ``p[i]`` is the old unit that stands at place ``i`` afterwards, and the
-scaling is indexed by the new place. ``a @ b`` acts with ``b`` first. A space that lies within others (the units inside
-heads) has one permutation per unit of those; arrays then have the outer spaces in front.
+Convention: ``act(g, theta)[i] = s[i] * theta[p[i]]``; ``p[i]`` is the old unit that stands at place ``i`` afterwards,
+    and the scaling is indexed by the new place. ``a @ b`` acts with ``b`` first. A space that lies within others (the
+    units inside heads) has one permutation per unit of those; arrays then have the outer spaces in front.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class GroupElement:
         log_scales: for every scale factor the logarithms of its values, float64.
         flips: for every sign factor booleans; ``True`` flips.
 
-    ``a @ b`` composes (``b`` acts first), ``~a`` inverts, ``a == b`` compares what the elements do: permutations and signs
-    exactly, logarithms of scalings to 1e-9.
+    ``a @ b`` composes (``b`` acts first), ``~a`` inverts, ``a == b`` compares what the elements do: permutations and
+    signs exactly, logarithms of scalings to 1e-9.
     """
 
     spec: SymmetrySpec
@@ -57,12 +57,22 @@ class GroupElement:
         return cls(
             spec,
             {s.name: torch.arange(s.size).expand(spec.array_shape(s.name)).clone() for s in spec.spaces},
-            {f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.float64) for f in spec.factors if f.kind == "scale"},
-            {f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.bool) for f in spec.factors if f.kind == "sign"},
+            {
+                f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.float64)
+                for f in spec.factors
+                if f.kind == "scale"
+            },
+            {
+                f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.bool)
+                for f in spec.factors
+                if f.kind == "sign"
+            },
         )
 
     @classmethod
-    def sample(cls, spec: SymmetrySpec, generator: torch.Generator, kinds: set[str], scale_spread: float) -> GroupElement:
+    def sample(
+        cls, spec: SymmetrySpec, generator: torch.Generator, kinds: set[str], scale_spread: float
+    ) -> GroupElement:
         """Draw an element: permutations and signs uniformly, log-scales normal with ``scale_spread``."""
         neutral = cls.identity(spec)
         permutations, log_scales, flips = dict(neutral.permutations), dict(neutral.log_scales), dict(neutral.flips)
@@ -86,21 +96,24 @@ class GroupElement:
         return GroupElement(
             self.spec,
             {name: self.carry(name, value) for name, value in other.permutations.items()},
-            {name: value + self.carry(space_of[name], other.log_scales[name]) for name, value in self.log_scales.items()},
+            {
+                name: value + self.carry(space_of[name], other.log_scales[name])
+                for name, value in self.log_scales.items()
+            },
             {name: value ^ self.carry(space_of[name], other.flips[name]) for name, value in self.flips.items()},
         )
 
     def __invert__(self) -> GroupElement:
-        # With p = (outer, inner): the inverse undoes the outer places first, then each inner permutation at its old place.
-        spec, inverse = self.spec, {}
+        # With p = (outer, inner): the inverse undoes the outer places first, then each inner permutation at its old
+        # place.
+        spec = self.spec
+        inverse: dict[str, Tensor] = {}
         for name in self._outer_first():
             value = self.permutations[name].argsort(-1)
             for dim, outer in enumerate(spec.within.get(name, ())):
                 value = _gather(value, inverse[outer], dim, spec, name, outer, inverse)
             inverse[name] = value
-        undo = GroupElement(
-            spec, {space.name: inverse[space.name] for space in spec.spaces}, *_neutral_arrays(spec)
-        )
+        undo = GroupElement(spec, {space.name: inverse[space.name] for space in spec.spaces}, *_neutral_arrays(spec))
         space_of = {factor.name: factor.space for factor in spec.factors}
         return GroupElement(
             spec,
@@ -166,7 +179,9 @@ class GroupElement:
             SpecError: if it is something else, or belongs to another spec.
         """
         if value.get("format") != "symmetry.element/1" or value.get("spec") != spec.fingerprint:
-            raise SpecError("not the JSON of an element of this spec; expected format symmetry.element/1 and its fingerprint")
+            raise SpecError(
+                "not the JSON of an element of this spec; expected format symmetry.element/1 and its fingerprint"
+            )
         try:
             return cls(
                 spec,
@@ -179,9 +194,15 @@ class GroupElement:
 
 
 def _gather(
-    values: Tensor, permutation: Tensor, dim: int, spec: SymmetrySpec, space: str, outer: str, permutations: Mapping[str, Tensor]
+    values: Tensor,
+    permutation: Tensor,
+    dim: int,
+    spec: SymmetrySpec,
+    space: str,
+    outer: str,
+    permutations: Mapping[str, Tensor],
 ) -> Tensor:
-    """Take ``values`` along ``dim`` in the order of an outer space's permutation, itself possibly inside further spaces."""
+    """Take ``values`` along ``dim`` in the order of an outer space's permutation, itself perhaps inside others."""
     frame = spec.within.get(space, ())
     shape = [1] * values.ndim
     for name in spec.within.get(outer, ()):

@@ -1,6 +1,7 @@
 """What are the units of a network, and how is one axis of a tensor laid out over them?
 
-A :class:`NeuronSpace` is a set of interchangeable units. An :data:`Axis` says how the indices of one tensor axis run over
+A :class:`NeuronSpace` is a set of interchangeable units. An :data:`Axis` says how the indices of one tensor axis run
+over
 spaces: a fixed axis, one space, a row-major product (channels x pixels) or a concatenation (the gates of an LSTM).
 All are immutable values that compare, hash, print and go to and from JSON.
 """
@@ -185,4 +186,6 @@ def axis_from_json(value: Mapping[str, Any]) -> Axis:
             return Product(axis_from_json(outer), axis_from_json(inner))
         case {"concat": [*parts]}:
             return Concat(tuple(axis_from_json(part) for part in parts))
-    raise SpecError(f"not the JSON of an axis: {str(value)[:80]}; expected one of the keys fixed, space, product, concat")
+    raise SpecError(
+        f"not the JSON of an axis: {str(value)[:80]}; expected one of the keys fixed, space, product, concat"
+    )

@@ -39,7 +39,8 @@ class TensorInfo:
         dtype: its torch dtype, as ``"float32"``.
         kind: ``linear.weight``, ``conv.weight``, ``bias``, ``norm.weight``, ``norm.bias``, ``norm.running_mean``,
             ``norm.running_var``, ``parameter`` (used otherwise) or ``unused``.
-        roles: for each axis ``out`` (units it writes), ``in`` (units it reads), ``unit`` (both), ``position`` or ``none``.
+        roles: for each axis ``out`` (units it writes), ``in`` (units it reads), ``unit`` (both), ``position`` or
+            ``none``.
         order: rank of first use along the data flow; unused tensors come last.
         buffer: whether the module holds it as a buffer.
         tied_to: name of the entry that shares its storage and carries the group action, else ``None``.
@@ -76,7 +77,7 @@ class Pin:
 
     def __str__(self) -> str:
         where = f" at {self.source}" if self.source else ""
-        return f"{self.operation} (node {self.node}){where}: {self.reason}; pins {', '.join(self.tensors[:6]) or 'nothing with parameters'}"
+        return f"{self.operation} (node {self.node}){where}: {self.reason}; pins {_few(self.tensors, 6)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +142,16 @@ class SymmetrySpec:
 
     def __post_init__(self) -> None:
         if list(self.axes) != list(self.tensors):
-            raise SpecError("axes and tensors of a spec name different entries; expected the same names in the same order")
+            raise SpecError(
+                "axes and tensors of a spec name different entries; expected the same names in the same order"
+            )
         sizes = {space.name: space.size for space in self.spaces}
         if len(sizes) != len(self.spaces):
             raise SpecError("two spaces of a spec share one name; expected unique names")
         for name, axes in self.axes.items():
             if tuple(axis.size for axis in axes) != tuple(self.tensors[name].shape):
                 raise SpecError(
-                    f"{name}: axes {[str(axis) for axis in axes]} do not fit its shape {tuple(self.tensors[name].shape)}"
+                    f"{name}: axes {[str(axis) for axis in axes]} do not fit its shape {self.tensors[name].shape}"
                 )
             for leaf in (leaf for axis in axes for leaf in axis.leaves() if isinstance(leaf, Atom)):
                 if sizes.get(leaf.space.name) != leaf.space.size:
@@ -165,8 +168,8 @@ class SymmetrySpec:
 
     def __repr__(self) -> str:
         return (
-            f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, permutations {self.permutation_order:,}, "
-            f"{self.sign_bits} sign bits, {self.scale_dimension} scale dimensions, {len(self.pinned)} pinned)"
+            f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, "
+            f"permutations {self.permutation_order:,}, {self.sign_bits} sign bits, {self.scale_dimension} scale dimensions, {len(self.pinned)} pinned)"
         )
 
     @cached_property
@@ -223,7 +226,9 @@ class SymmetrySpec:
                 raise SpecError(f"{name}: shape {tuple(state[name].shape)}, expected {tuple(info.shape)} by the spec")
         for name in state:
             if name not in self.tensors:
-                raise SpecError(f"state has an entry {name!r} that the spec does not know; the spec has {_few(self.tensors)}")
+                raise SpecError(
+                    f"state has an entry {name!r} that the spec does not know; the spec has {_few(self.tensors)}"
+                )
 
     def identity(self) -> GroupElement:
         """The neutral element."""
@@ -303,7 +308,9 @@ class SymmetrySpec:
                     Factor(
                         **{
                             **factor,
-                            "slots": tuple(Slot(name, block, leaf, Fraction(power)) for name, block, leaf, power in factor["slots"]),
+                            "slots": tuple(
+                                Slot(name, block, leaf, Fraction(power)) for name, block, leaf, power in factor["slots"]
+                            ),
                         }
                     )
                     for factor in value["factors"]

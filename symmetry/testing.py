@@ -49,7 +49,9 @@ class EquivarianceTable:
     control_error: float
 
     def __str__(self) -> str:
-        lines = [f"error / spread {self.max_error:.1e}, negative control {self.control_error:.1e}, spread {self.spread:.1e}"]
+        lines = [
+            f"error / spread {self.max_error:.1e}, negative control {self.control_error:.1e}, spread {self.spread:.1e}"
+        ]
         lines += [
             f"  {row.kind:<12} {row.name:<40} error {row.error:.1e}  control "
             + ("-" if row.control is None else f"{row.control:.1e}")

@@ -140,11 +140,15 @@ def single_factors(spec: SymmetrySpec, generator: torch.Generator) -> list[tuple
         shape = spec.array_shape(factor.space)
         if factor.kind == "scale":
             values = 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
-            element = GroupElement(spec, neutral.permutations, {**neutral.log_scales, factor.name: values}, neutral.flips)
+            element = GroupElement(
+                spec, neutral.permutations, {**neutral.log_scales, factor.name: values}, neutral.flips
+            )
         else:
             flips = torch.randint(0, 2, shape, generator=generator).bool()
             flips = flips if bool(flips.any()) else torch.ones(shape, dtype=torch.bool)
-            element = GroupElement(spec, neutral.permutations, neutral.log_scales, {**neutral.flips, factor.name: flips})
+            element = GroupElement(
+                spec, neutral.permutations, neutral.log_scales, {**neutral.flips, factor.name: flips}
+            )
         found.append((factor.kind, factor.name, factor.size, element))
     return found
 
@@ -206,14 +210,21 @@ def verify(
     def outputs(given: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
             made = [torch.func.functional_call(runner, dict(given), batch) for batch in batches]
-        flat = [leaf.reshape(-1).to(torch.float64) for out in made for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        flat = [
+            leaf.reshape(-1).to(torch.float64)
+            for out in made
+            for leaf in pytree.tree_leaves(out)
+            if isinstance(leaf, Tensor)
+        ]
         return torch.cat(flat)
 
     reference = outputs(state)
     others = [outputs(generic_state(spec, state, generator, fresh=True)) for _ in range(2)]
     spread = float(torch.stack([other - reference for other in others]).square().mean().sqrt())
     if not 0 < spread < float("inf"):
-        raise SpecError(f"verify: outputs of different networks have spread {spread}; expected a positive finite number")
+        raise SpecError(
+            f"verify: outputs of different networks have spread {spread}; expected a positive finite number"
+        )
 
     def error(given: Mapping[str, Tensor]) -> float:
         return relative(outputs(given), reference, spread)

@@ -22,8 +22,8 @@ def trace(
     """Derive the symmetry group of a model from its operations.
 
     The model is exported in eval mode and walked twice: once to find which axes run over the same units, once to find
-    which scalings and signs cancel. An operation without a rule pins the axes it touches and is named in ``spec.pinned``:
-    the group may be smaller than the true one, never larger.
+    which scalings and signs cancel. An operation without a rule pins the axes it touches and is named in
+    ``spec.pinned``: the group may be smaller than the true one, never larger.
 
     Args:
         model: any module that ``torch.export`` can export.

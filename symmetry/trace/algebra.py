@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,9 @@ def broadcast(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode]) -> G
         units = ((),) * lacking + cell.units
         cells[place] = Cell(
             cell.common,
-            tuple(zero if wide else mine for wide, zero, mine in zip(stretched, cells[place].units, units, strict=True)),
+            tuple(
+                zero if wide else mine for wide, zero, mine in zip(stretched, cells[place].units, units, strict=True)
+            ),
         )
     return GaugeValue(neutral.dims, cells)
 
@@ -124,7 +127,7 @@ def contract(
     summed = sorted(set(axes) - set(labels))
     counts = {label: len(cut(axis)) for label, axis in axes.items()}
     dims = tuple(axes[label] for label in labels)
-    cells = np.empty([counts[label] for label in labels], dtype=object)
+    cells: Any = np.empty([counts[label] for label in labels], dtype=object)
     for place in np.ndindex(cells.shape):
         for inner in itertools.product(*(range(counts[label]) for label in summed)):
             at = dict(zip(labels, place, strict=True)) | dict(zip(summed, inner, strict=True))
@@ -133,7 +136,9 @@ def contract(
             units = dict(zip(first_labels, a.units, strict=True))
             for label, row in zip(second_labels, b.units, strict=True):
                 mine = units.get(label)
-                units[label] = row if mine is None else tuple(walk.field.combine(x, y) for x, y in zip(mine, row, strict=True))
+                units[label] = (
+                    row if mine is None else tuple(walk.field.combine(x, y) for x, y in zip(mine, row, strict=True))
+                )
             for label in summed:
                 walk.zero_units(cut(axes[label])[at[label]], units[label])
             cell = Cell(walk.field.combine(a.common, b.common), tuple(units[label] for label in labels))
@@ -144,10 +149,14 @@ def contract(
     return GaugeValue(dims, cells)
 
 
-def view(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode], groups: Sequence[tuple[Sequence[int], Sequence[int]]]) -> GaugeValue:
+def view(
+    walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode], groups: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> GaugeValue:
     """The value under other dimensions of the same elements.
 
     Args:
+        walk: the second walk.
+        value: the value.
         dims: the new axes.
         groups: which old dimensions hold the same elements as which new ones, both in order.
     """
@@ -164,7 +173,12 @@ def view(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode], groups: S
         new = walk.choice(target.dims, place)
         units: list[tuple[Expression, ...]] = [()] * len(new)
         for old_dims, new_dims in groups:
-            have = [(leaf, e) for dim in old_dims for leaf, e in zip(old[dim], cell.units[dim], strict=True) if leaf.size > 1]
+            have = [
+                (leaf, e)
+                for dim in old_dims
+                for leaf, e in zip(old[dim], cell.units[dim], strict=True)
+                if leaf.size > 1
+            ]
             for dim in new_dims:
                 row = []
                 for leaf in new[dim]:

@@ -1,8 +1,8 @@
 """Which axes of which values run over the same units? Union-find over axes that can be cut into products and parts.
 
-An axis starts as one leaf. Views cut it into a row-major product (channels x pixels), concatenations and slices into parts.
-When two axes turn out to be the same, their cuts are brought to a common refinement and their leaves are joined; where no
-common refinement exists, all leaves involved are pinned, which can only make the group smaller.
+An axis starts as one leaf. Views cut it into a row-major product (channels x pixels), concatenations and slices into
+parts. When two axes turn out to be the same, their cuts are brought to a common refinement and their leaves are
+joined; where no common refinement exists, all leaves involved are pinned, which can only make the group smaller.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["AxisNode", "Reason", "join", "leaves", "new_concat", "new_leaf", "new_product", "pin", "root", "split_concat", "split_product"]
+__all__ = [
+    "AxisNode",
+    "Reason",
+    "join",
+    "leaves",
+    "new_concat",
+    "new_leaf",
+    "new_product",
+    "pin",
+    "root",
+    "split_concat",
+    "split_product",
+]
 
 _numbers = itertools.count()
 
@@ -40,7 +52,9 @@ class AxisNode:
 
     __slots__ = ("children", "kind", "number", "parent", "reasons", "size")
 
-    def __init__(self, size: int, kind: str = "leaf", children: Sequence[AxisNode] = (), reasons: Sequence[Reason] = ()) -> None:
+    def __init__(
+        self, size: int, kind: str = "leaf", children: Sequence[AxisNode] = (), reasons: Sequence[Reason] = ()
+    ) -> None:
         self.size, self.kind, self.children, self.reasons = size, kind, list(children), list(reasons)
         self.parent: AxisNode | None = None
         self.number = next(_numbers)
@@ -170,7 +184,7 @@ def _split_factors(node: AxisNode, sizes: list[int]) -> list[AxisNode]:
 
 
 def _split_equal_parts(node: AxisNode, sizes: list[int]) -> list[AxisNode]:
-    """A concatenation viewed as a product: exact only if the parts are equal, tied, and counted by the outer factors."""
+    """A concatenation viewed as a product: exact only if its parts are equal, tied and counted by the first factor."""
     pieces, reason = parts(node), Reason("operation", operation="view", text="a concatenation is viewed as a product")
     if all(piece.size == pieces[0].size for piece in pieces) and sizes[0] == len(pieces):
         for piece in pieces[1:]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, Slot, SymmetrySpec, TensorInfo
 from symmetry.trace.axes import AxisNode, leaves, root
 from symmetry.trace.axis_pass import AxisPass, Value, references
-from symmetry.trace.expressions import Expression, Field, complement, null_space, vanishes
+from symmetry.trace.expressions import Expression, Field, Variable, complement, null_space, vanishes
 from symmetry.trace.gauge_pass import GaugePass, cut
 
 __all__ = ["Derivation"]
@@ -81,13 +80,13 @@ class Derivation:
     def within(self) -> dict[AxisNode, list[AxisNode]]:
         """For each space, the spaces by whose units it is indexed.
 
-        A space s is indexed by t if every value that contains s contains t exactly once, and no operation combines units
-        of t while s survives. Then s has its own permutation for each unit of t (the wreath product).
+        A space s is indexed by t if every value that contains s contains t exactly once, and no operation combines
+        units of t while s survives. Then s has its own permutation for each unit of t (the wreath product).
         """
         values: list[Value] = [Value(dims) for dims in self.walk.tensors.values()]
         for made in self.walk.values.values():
             values += [item for item in (made if isinstance(made, tuple) else (made,)) if item is not None]
-        index = set(leaf for leaf in self.free if leaf.size > 1)
+        index = {leaf for leaf in self.free if leaf.size > 1}
         found: dict[AxisNode, set[AxisNode]] = {leaf: index - {leaf} for leaf in index}
         for value in values:
             for choice in itertools.product(*(cut(axis) for axis in value.dims)):
@@ -125,7 +124,9 @@ class Derivation:
             spaces=tuple(NeuronSpace(self.names[leaf], leaf.size) for leaf in self.free),
             axes=axes,
             tensors=tensors,
-            within={self.names[leaf]: tuple(self.names[outer] for outer in found) for leaf, found in self.within.items()},
+            within={
+                self.names[leaf]: tuple(self.names[outer] for outer in found) for leaf, found in self.within.items()
+            },
             factors=(*scales, *signs),
             scale_dimension=scale_dimension,
             sign_bits=sign_bits,
@@ -164,15 +165,14 @@ class Derivation:
     def _factors(self, kind: str) -> tuple[list[Factor], int]:
         """Generators of one kind, and the exact dimension of the group they generate.
 
-        Dimension: dim null(U) plus, over spaces, dim null(V) (n - 1). A generator has one value per unit; its constant part
-        is also a solution of U, so U contributes only what those constants do not span.
+        Dimension: dim null(U) plus, over spaces, dim null(V) (n - 1). A generator has one value per unit; its constant
+            part is also a solution of U, so U contributes only what those constants do not span.
         """
         gauge = GaugePass(self.walk, Field(kind), self.frozen_buffers)
         gauge.run()
 
-        def rank(variable: Hashable) -> tuple[int, ...]:
-            tensor, *place = variable  # type: ignore[misc]  # variables are (tensor, block) or (tensor, block, leaf)
-            return (self.order[tensor], *place)
+        def rank(variable: Variable) -> tuple[int, int, int]:
+            return (self.order[variable.tensor], variable.block, -1 if variable.leaf is None else variable.leaf)
 
         common = null_space(gauge.field, sorted(gauge.common_variables, key=rank), gauge.common_rows)
         factors, dimension, constants = [], len(common), []
@@ -185,24 +185,28 @@ class Derivation:
                 copies *= other.size
             for vector in null_space(gauge.field, variables, gauge.unit_rows.get(leaf, [])):
                 constant: Expression = {}
-                for (tensor, block, _), exponent in vector.items():  # type: ignore[misc]
-                    constant = gauge.field.combine(constant, {(tensor, block): exponent})
+                for variable, exponent in vector.items():
+                    whole = Variable(variable.tensor, variable.block)
+                    constant = gauge.field.combine(constant, {whole: exponent})
                 if not vanishes(gauge.field, gauge.common_rows, constant):
                     continue
                 constants.append(constant)
                 dimension += (leaf.size - 1) * copies
                 factors.append(self._factor(kind, name, name, leaf.size, vector, taken))
         for vector in complement(gauge.field, constants, common):
-            tensor = min(vector, key=rank)[0]  # type: ignore[index]
+            tensor = min(vector, key=rank).tensor
             factors.append(self._factor(kind, f"all of {tensor}", None, 1, vector, taken))
         return factors, dimension
 
-    def _factor(self, kind: str, name: str, space: str | None, size: int, vector: Expression, taken: set[str]) -> Factor:
+    def _factor(
+        self, kind: str, name: str, space: str | None, size: int, vector: Expression, taken: set[str]
+    ) -> Factor:
         unique = _unique(name, taken)
-        slots = []
-        for (tensor, block, *leaf), exponent in sorted(vector.items(), key=lambda item: repr(item[0])):  # type: ignore[misc]
-            slots.append(Slot(tensor, block, leaf[0] if leaf else None, Fraction(exponent)))
-        return Factor(unique, kind, space, size, tuple(slots))
+        ordered = sorted(
+            vector.items(), key=lambda item: (self.order[item[0].tensor], item[0].block, item[0].leaf or 0)
+        )
+        slots = tuple(Slot(variable.tensor, variable.block, variable.leaf, exponent) for variable, exponent in ordered)
+        return Factor(unique, kind, space, size, slots)
 
     def _pins(self) -> tuple[Pin, ...]:
         """Axes of parameters that an operation, and nothing else, keeps fixed."""
@@ -217,7 +221,8 @@ class Derivation:
                             if place not in found.setdefault(key, []):
                                 found[key].append(place)
         return tuple(
-            Pin(operation, node, tuple(places), text, source) for (operation, node, text, source), places in found.items()
+            Pin(operation, node, tuple(places), text, source)
+            for (operation, node, text, source), places in found.items()
         )
 
     def _activations(self) -> dict[str, tuple[str, ...]]:

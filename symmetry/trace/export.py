@@ -138,7 +138,9 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
                     "getitem" if node.target is operator.getitem else str(node.target),
                     _convert(node.args),
                     _convert(dict(node.kwargs)),
-                    tuple(tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else None for item in values),
+                    tuple(
+                        tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else None for item in values
+                    ),
                     isinstance(value, tuple | list),
                     _source(node.meta.get("stack_trace")),
                 )
@@ -146,7 +148,9 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
         elif node.op == "output":
             graph.outputs = [item for item in _flatten(_convert(node.args)) if isinstance(item, Ref)]
         else:
-            raise TraceError(f"node {node.name}: a graph node of kind {node.op!r}, which is not supported; trace a plain module")
+            raise TraceError(
+                f"node {node.name}: a graph node of kind {node.op!r}, which is not supported; trace a plain module"
+            )
     return graph
 
 

@@ -1,18 +1,27 @@
 """What are all solutions of a sparse homogeneous linear system, exactly, over the rationals or over GF(2)?
 
-Log-scales solve a system over the rationals, signs one over GF(2). Expressions are sparse dictionaries from variables to
-coefficients; elimination is exact, so dimensions are exact integers.
+Log-scales solve a system over the rationals, signs one over GF(2). Expressions are sparse dictionaries from variables
+to coefficients; elimination is exact, so dimensions are exact integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-__all__ = ["Expression", "Field", "complement", "null_space"]
+__all__ = ["Expression", "Field", "Variable", "complement", "null_space", "vanishes"]
 
-Expression: TypeAlias = dict[Hashable, Fraction]
+
+class Variable(NamedTuple):
+    """The unknown of one block of a tensor: its common factor, or (with a leaf) its differences along that leaf."""
+
+    tensor: str
+    block: int
+    leaf: int | None = None
+
+
+Expression: TypeAlias = dict[Variable, Fraction]
 
 
 class Field:
@@ -26,7 +35,9 @@ class Field:
         """The coefficient in the field; over GF(2) only integers have a meaning."""
         return Fraction(int(value) % 2) if self.binary else value
 
-    def combine(self, first: Mapping[Hashable, Fraction], second: Mapping[Hashable, Fraction], times: int | Fraction = 1) -> Expression:
+    def combine(
+        self, first: Mapping[Variable, Fraction], second: Mapping[Variable, Fraction], times: int | Fraction = 1
+    ) -> Expression:
         """``first + times * second``."""
         if not second:
             return dict(first)
@@ -39,19 +50,19 @@ class Field:
                 result.pop(variable, None)
         return result
 
-    def scaled(self, expression: Mapping[Hashable, Fraction], times: int | Fraction) -> Expression:
+    def scaled(self, expression: Mapping[Variable, Fraction], times: int | Fraction) -> Expression:
         """``times * expression``."""
         found = {variable: self.reduce(times * coefficient) for variable, coefficient in expression.items()}
         return {variable: value for variable, value in found.items() if value}
 
 
-def _eliminate(field: Field, rank: Mapping[Hashable, int], rows: Iterable[Expression]) -> dict[Hashable, Expression]:
+def _eliminate(field: Field, rank: Mapping[Variable, int], rows: Iterable[Expression]) -> dict[Variable, Expression]:
     """Reduced row echelon form: for each pivot variable the expression of free variables that it equals.
 
     The latest variable of a row becomes its pivot, so that the free ones are those met first along the data flow.
     """
-    solved: dict[Hashable, Expression] = {}
-    users: dict[Hashable, set[Hashable]] = {}
+    solved: dict[Variable, Expression] = {}
+    users: dict[Variable, set[Variable]] = {}
     for row in rows:
         current = dict(row)
         for variable in [variable for variable in row if variable in solved]:
@@ -73,21 +84,26 @@ def _eliminate(field: Field, rank: Mapping[Hashable, int], rows: Iterable[Expres
     return solved
 
 
-def _note(found: set[Hashable], item: Hashable, present: bool) -> None:
+def _place(variable: Variable) -> tuple[str, int, int]:
+    """A total order of variables; the leaf may be missing."""
+    return (variable.tensor, variable.block, -1 if variable.leaf is None else variable.leaf)
+
+
+def _note(found: set[Variable], item: Variable, present: bool) -> None:
     (found.add if present else found.discard)(item)
 
 
-def null_space(field: Field, variables: Sequence[Hashable], rows: Iterable[Expression]) -> list[Expression]:
+def null_space(field: Field, variables: Sequence[Variable], rows: Iterable[Expression]) -> list[Expression]:
     """A basis of all assignments to ``variables`` under which every row is zero, one free variable set to 1 each."""
     solved = _eliminate(field, {variable: rank for rank, variable in enumerate(variables)}, rows)
-    basis: dict[Hashable, Expression] = {free: {free: Fraction(1)} for free in variables if free not in solved}
+    basis: dict[Variable, Expression] = {free: {free: Fraction(1)} for free in variables if free not in solved}
     for pivot, value in solved.items():
         for free, coefficient in value.items():
             basis[free][pivot] = coefficient
     return list(basis.values())
 
 
-def vanishes(field: Field, rows: Iterable[Expression], vector: Mapping[Hashable, Fraction]) -> bool:
+def vanishes(field: Field, rows: Iterable[Expression], vector: Mapping[Variable, Fraction]) -> bool:
     """Whether an assignment solves every row."""
     return all(
         not field.reduce(sum((c * vector.get(v, Fraction(0)) for v, c in row.items()), Fraction(0))) for row in rows
@@ -96,7 +112,7 @@ def vanishes(field: Field, rows: Iterable[Expression], vector: Mapping[Hashable,
 
 def complement(field: Field, known: Iterable[Expression], candidates: Iterable[Expression]) -> list[Expression]:
     """Those candidates that, in order, are independent of the known vectors and of each other."""
-    echelon: dict[Hashable, Expression] = {}
+    echelon: dict[Variable, Expression] = {}
 
     def residue(vector: Expression) -> Expression:
         rest = dict(vector)
@@ -109,7 +125,7 @@ def complement(field: Field, known: Iterable[Expression], candidates: Iterable[E
         rest = residue(vector)
         if not rest:
             return False
-        pivot = min(rest, key=repr)
+        pivot = min(rest, key=_place)
         unit = field.scaled(rest, 1 / rest[pivot])
         for other, row in list(echelon.items()):
             if pivot in row:

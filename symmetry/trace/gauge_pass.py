@@ -9,8 +9,9 @@ Splitting U from V keeps factors that survive only when common to a whole space,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import field as default
 from fractions import Fraction
 from typing import Any
 
@@ -20,7 +21,7 @@ from symmetry.errors import TraceError
 from symmetry.trace.axes import AxisNode, root
 from symmetry.trace.axis_pass import AxisPass, references
 from symmetry.trace.export import Node, Ref
-from symmetry.trace.expressions import Expression, Field
+from symmetry.trace.expressions import Expression, Field, Variable
 from symmetry.trace.rules import rule_for
 
 __all__ = ["Cell", "GaugePass", "GaugeValue", "cut"]
@@ -56,7 +57,7 @@ class GaugeValue:
     """
 
     dims: tuple[AxisNode, ...]
-    cells: np.ndarray
+    cells: Any  # an object array; numpy cannot say of what
 
 
 @dataclass(slots=True)
@@ -72,11 +73,11 @@ class GaugePass:
     axes: AxisPass
     field: Field
     frozen_buffers: bool = False
-    values: dict[str, GaugeValue | tuple[GaugeValue | None, ...]] = field(default_factory=dict)
-    common_rows: list[Expression] = field(default_factory=list)
-    unit_rows: dict[AxisNode, list[Expression]] = field(default_factory=dict)
-    common_variables: list[Hashable] = field(default_factory=list)
-    unit_variables: dict[AxisNode, list[Hashable]] = field(default_factory=dict)
+    values: dict[str, GaugeValue | tuple[GaugeValue | None, ...]] = default(default_factory=dict)
+    common_rows: list[Expression] = default(default_factory=list)
+    unit_rows: dict[AxisNode, list[Expression]] = default(default_factory=dict)
+    common_variables: list[Variable] = default(default_factory=list)
+    unit_variables: dict[AxisNode, list[Variable]] = default(default_factory=dict)
 
     def run(self) -> None:
         """Walk every node once and collect all rows."""
@@ -108,13 +109,14 @@ class GaugePass:
             return self.constant(dims)
         cells = self.constant(dims).cells
         for number, place in enumerate(np.ndindex(cells.shape)):
-            common: Expression = {(tensor, number): Fraction(1)}
-            self.common_variables.append((tensor, number))
-            units, position = [], 0
+            common: Expression = {Variable(tensor, number): Fraction(1)}
+            self.common_variables.append(Variable(tensor, number))
+            units: list[tuple[Expression, ...]] = []
+            position = 0
             for leaves in self.choice(dims, place):
                 row = []
                 for leaf in leaves:
-                    variable = (tensor, number, position)
+                    variable = Variable(tensor, number, position)
                     position += 1
                     row.append({variable: Fraction(1)} if leaf.size > 1 else {})
                     if leaf.size > 1:
@@ -151,7 +153,9 @@ class GaugePass:
         cuts = [cut(dim) for dim in dims]
         cells = np.empty([len(blocks) for blocks in cuts], dtype=object)
         for place in np.ndindex(cells.shape):
-            units = tuple(tuple({} for _ in blocks[number]) for blocks, number in zip(cuts, place, strict=True))
+            units: tuple[tuple[Expression, ...], ...] = tuple(
+                tuple({} for _ in blocks[number]) for blocks, number in zip(cuts, place, strict=True)
+            )
             cells[place] = Cell({}, units)
         return GaugeValue(dims, cells)
 

@@ -21,7 +21,10 @@ _CLASSES = ("contraction", "elementwise", "normalization", "pointwise", "pooling
 class Rule(Protocol):
     """What the two walks ask of a class of operations; ``summary`` is its row in the table of rules."""
 
-    summary: str
+    @property
+    def summary(self) -> str:
+        """What happens to the group, in a few words."""
+        ...
 
     def axes(self, walk: Any, node: Node) -> Any:
         """First walk: join and cut axes; return the value (or tuple of values) of the node."""

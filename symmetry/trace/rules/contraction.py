@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from symmetry.trace.algebra import add, attach, contract, reduce, view
-from symmetry.trace.axes import AxisNode, Reason, join, new_leaf, new_product, pin, split_product
+from symmetry.trace.axes import AxisNode, Reason, join, leaves, new_leaf, new_product, pin, split_product
 from symmetry.trace.axis_pass import AxisPass, Value
 from symmetry.trace.export import Node
 from symmetry.trace.gauge_pass import GaugePass, GaugeValue
@@ -16,7 +16,7 @@ from symmetry.trace.rules import register
 class MatrixProduct:
     """``A B``, batched or with an added bias."""
 
-    summary = "contracted axes are one space; their scalings cancel; batch axes are shared"
+    summary: str = "contracted axes are one space; their scalings cancel; batch axes are shared"
 
     def _operands(self, node: Node) -> tuple[Any, Any, Any]:
         """Bias (or None), left and right operand."""
@@ -52,7 +52,7 @@ class MatrixProduct:
 class Convolution:
     """Convolutions of any dimension, grouped or transposed."""
 
-    summary = "input channels are contracted, groups shared; kernel and image positions are fixed"
+    summary: str = "input channels are contracted, groups shared; kernel and image positions are fixed"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         source, kernel, bias = walk.value(node.args[0]), walk.value(node.args[1]), node.args[2]
@@ -69,7 +69,7 @@ class Convolution:
         walk.decisions[node.name] = (inner, shared, units)
         depthwise = groups > 1 and inner[1].size == 1 and units[1].size == 1
         roles = {into: "none", out: "unit"} if depthwise else {into: "in", out: "out"}
-        walk.note(kernel, "conv.weight", roles | {dim: "position" for dim in range(2, len(shape))})
+        walk.note(kernel, "conv.weight", roles | dict.fromkeys(range(2, len(shape)), "position"))
         channels = new_product([shared, units[1]]) if groups > 1 else kernel.dims[out]
         if bias is not None:
             added = walk.value(bias)
@@ -116,8 +116,6 @@ class Convolution:
 
 
 def _fixed(axis: AxisNode) -> bool:
-    from symmetry.trace.axes import leaves
-
     return all(leaf.reasons or leaf.size == 1 for leaf in leaves(axis))
 
 

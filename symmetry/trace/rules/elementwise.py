@@ -26,7 +26,9 @@ def _joined(walk: AxisPass, node: Node, kind: str) -> Value:
 class Sum:
     """Addition and subtraction (a residual connection is one)."""
 
-    summary = "axes are joined; both sides carry the same scale and sign; adding a constant other than 0 kills both"
+    summary: str = (
+        "axes are joined; both sides carry the same scale and sign; adding a constant other than 0 kills both"
+    )
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         return _joined(walk, node, "bias")
@@ -42,7 +44,7 @@ class Sum:
 class ProductOf:
     """Multiplication and division."""
 
-    summary = "axes are joined; scales and signs multiply (divide)"
+    summary: str = "axes are joined; scales and signs multiply (divide)"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         return _joined(walk, node, "parameter")
@@ -58,7 +60,7 @@ class ProductOf:
 class Extremum:
     """The larger or smaller of two values."""
 
-    summary = "axes are joined; both sides carry the same positive scale; a sign is killed"
+    summary: str = "axes are joined; both sides carry the same positive scale; a sign is killed"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         return _joined(walk, node, "parameter")

@@ -15,7 +15,7 @@ from symmetry.trace.rules import register
 class BatchNorm:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with running statistics."""
 
-    summary = "channels are joined; mean follows the input, var + eps its square, bias the output"
+    summary: str = "channels are joined; mean follows the input, var + eps its square, bias the output"
 
     def axes(self, walk: AxisPass, node: Node) -> tuple[Value | None, ...]:
         source, *tensors = (None if item is None else walk.value(item) for item in node.args[:5])

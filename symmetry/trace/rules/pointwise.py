@@ -48,7 +48,7 @@ class Pointwise:
 class Power:
     """Powers with a fixed exponent, roots and reciprocals."""
 
-    summary = "permutations pass; exponents multiply; a sign passes through odd powers and vanishes in even ones"
+    summary: str = "permutations pass; exponents multiply; a sign passes through odd powers and vanishes in even ones"
 
     def _exponent(self, node: Node) -> Fraction | None:
         fixed = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "reciprocal": Fraction(-1), "square": Fraction(2)}
@@ -71,7 +71,7 @@ class Power:
 class Clamp:
     """Clamping to bounds: only a bound at zero lets scalings through."""
 
-    summary = "permutations pass; a bound at 0 alone passes scale, any other kills scale and sign"
+    summary: str = "permutations pass; a bound at 0 alone passes scale, any other kills scale and sign"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value = walk.value(node.args[0])
@@ -102,5 +102,12 @@ for (_scale, _sign), _names in _FUNCTIONS.items():
     for _name in _names:
         _label = "" if (_scale, _sign) == ("pass", "pass") else _name
         register(Pointwise(_label, _scale, _sign), f"aten.{_name}.default")
-register(Power(), "aten.pow.Tensor_Scalar", "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default", "aten.square.default")
+register(
+    Power(),
+    "aten.pow.Tensor_Scalar",
+    "aten.sqrt.default",
+    "aten.rsqrt.default",
+    "aten.reciprocal.default",
+    "aten.square.default",
+)
 register(Clamp(), "aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default")

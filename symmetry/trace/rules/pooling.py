@@ -27,7 +27,9 @@ class Pooling:
     @property
     def summary(self) -> str:
         """Its row in the table of rules."""
-        return "channels pass; positions are fixed; positive scale passes; sign " + ("killed" if self.maximum else "passes")
+        return "channels pass; positions are fixed; positive scale passes; sign " + (
+            "killed" if self.maximum else "passes"
+        )
 
     def axes(self, walk: AxisPass, node: Node) -> Value | tuple[Value | None, ...]:
         source = walk.value(node.args[0])
@@ -54,5 +56,7 @@ class Pooling:
 
 
 for _spatial in (1, 2, 3):
-    register(Pooling(_spatial, False), f"aten.avg_pool{_spatial}d.default", f"aten._adaptive_avg_pool{_spatial}d.default")
+    register(
+        Pooling(_spatial, False), f"aten.avg_pool{_spatial}d.default", f"aten._adaptive_avg_pool{_spatial}d.default"
+    )
     register(Pooling(_spatial, True), f"aten.max_pool{_spatial}d_with_indices.default")

@@ -25,7 +25,9 @@ class Reduction:
     @property
     def summary(self) -> str:
         """Its row in the table of rules."""
-        return "permutations of the reduced axes are absorbed; scales common to them pass" + ("; sign killed" if self.extremum else "")
+        return "permutations of the reduced axes are absorbed; scales common to them pass" + (
+            "; sign killed" if self.extremum else ""
+        )
 
     def _places(self, node: Node, ndim: int) -> tuple[list[int], bool]:
         """The reduced dimensions and whether they stay with size 1."""

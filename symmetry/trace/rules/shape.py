@@ -49,7 +49,7 @@ def view_groups(old: Sequence[int], new: Sequence[int]) -> Groups:
 class View:
     """Any reshaping of elements in row-major order."""
 
-    summary = "axes are cut into or joined to row-major products; scales and signs follow their elements"
+    summary: str = "axes are cut into or joined to row-major products; scales and signs follow their elements"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value, shape = walk.value(node.args[0]), node.shapes[0] or ()
@@ -76,7 +76,7 @@ class View:
 class Permute:
     """Dimensions in another order."""
 
-    summary = "axes change their order"
+    summary: str = "axes change their order"
 
     def _places(self, node: Node, ndim: int) -> list[int]:
         if node.operation == "aten.permute.default":
@@ -103,12 +103,17 @@ class Permute:
 class Expand:
     """Size-1 dimensions stretched, new dimensions in front."""
 
-    summary = "the value is constant along stretched axes"
+    summary: str = "the value is constant along stretched axes"
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value, shape = walk.value(node.args[0]), node.shapes[0] or ()
         own = [None] * (len(shape) - len(value.dims)) + list(value.dims)
-        return Value([axis if axis is not None and axis.size == size else new_leaf(size) for axis, size in zip(own, shape, strict=True)])
+        return Value(
+            [
+                axis if axis is not None and axis.size == size else new_leaf(size)
+                for axis, size in zip(own, shape, strict=True)
+            ]
+        )
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         return broadcast(walk, walk.value(node.args[0]), walk.result_dims(node))
@@ -117,7 +122,7 @@ class Expand:
 class Slice:
     """A run of consecutive places, or one place, of one dimension."""
 
-    summary = "the axis becomes a concatenation of what is before, inside and behind; steps other than 1 pin it"
+    summary: str = "the axis becomes a concatenation of what is before, inside and behind; steps other than 1 pin it"
 
     def _bounds(self, node: Node, size: int) -> tuple[int, int, int] | None:
         if node.operation == "aten.select.int":
@@ -172,7 +177,7 @@ class Slice:
 class Concatenation:
     """Values laid end to end along one dimension."""
 
-    summary = "the axis becomes a concatenation; the other axes are joined"
+    summary: str = "the axis becomes a concatenation; the other axes are joined"
 
     def _dim(self, node: Node, ndim: int) -> int:
         return (int(node.args[1]) if len(node.args) > 1 else int(node.kwargs.get("dim", 0))) % ndim
@@ -202,7 +207,7 @@ class Concatenation:
 class Item:
     """One entry of a tuple."""
 
-    summary = "the entry as it is"
+    summary: str = "the entry as it is"
 
     def axes(self, walk: AxisPass, node: Node) -> Any:
         found = walk.values[node.args[0].name]
