@@ -85,7 +85,9 @@ def _scan_legacy(file: BinaryIO, name: Path, size: int) -> tuple[Any, dict[str, 
         storage = storages[key]
         file.seek(position)
         header = file.read(8)
-        stated = struct.unpack("<q", header)[0] if len(header) == 8 else "cut off"
+        if len(header) < 8:
+            raise _cut_short(name, position + 8, size)
+        stated = struct.unpack("<q", header)[0]
         if stated != storage.numel:
             raise CheckpointError(
                 f"storage {clean(repr(key), 40)} should have {storage.numel} elements and is {stated}",
@@ -94,10 +96,13 @@ def _scan_legacy(file: BinaryIO, name: Path, size: int) -> tuple[Any, dict[str, 
             )
         position += 8 + storage.nbytes
         if position > size:
-            raise CheckpointError(
-                f"is cut short: {position} bytes are needed, {size} are there", file=name, hint="copy or save it again"
-            )
+            raise _cut_short(name, position, size)
     return content, storages
+
+
+def _cut_short(name: Path, needed: int, size: int) -> CheckpointError:
+    reason = f"is cut short: at least {needed} bytes are needed, {size} are there"
+    return CheckpointError(reason, file=name, hint="copy or save the file again")
 
 
 def _is_state(value: object) -> bool:
