@@ -1,0 +1,244 @@
+"""What is in a finished zoo? Reads the index at once and weights when they are asked for."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from torch import Tensor
+
+from metanet.checkpoint import Architecture
+from metanet.errors import ZooError, clean
+
+from .config import SPLITS
+from .images import ImageData, load_images
+from .measure import evaluate_on
+from .records import CONFIG_COLUMNS, METRICS
+from .storage import CONFIG, INDEX, read_index, read_manifest, safe_path
+
+__all__ = ["Index", "Zoo", "ZooEntry"]
+
+
+class Index(Sequence[Mapping[str, Any]]):
+    """A table: a row by number, a column by name.
+
+    >>> index = Index([{"run": 0, "step": 5}, {"run": 1, "step": 7}])
+    >>> index["step"].tolist(), index[1]["run"], index.names
+    ([5, 7], 1, ('run', 'step'))
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._rows = tuple(rows)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(self._rows[0]) if self._rows else ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Rows for integers and slices; for a name, the column as an array, NaN where a number is not known."""
+        if not isinstance(key, str):
+            return self._rows[key]
+        if self._rows and key not in self._rows[0]:
+            raise ZooError(f"no column {clean(repr(key), 60)}", hint="columns: " + ", ".join(self.names))
+        values = [row[key] for row in self._rows]
+        numeric = all(value is None or isinstance(value, int | float) for value in values)
+        if numeric and any(value is None for value in values):
+            values = [np.nan if value is None else value for value in values]
+        return np.array(values)
+
+    def __repr__(self) -> str:
+        return f"Index({len(self)} rows: {', '.join(self.names)})"
+
+
+@dataclass(frozen=True, eq=False)
+class ZooEntry:
+    """One network of a zoo; its weights are read when :attr:`state` is asked for."""
+
+    zoo: Zoo
+    record: Mapping[str, Any]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The state dict, read from its shard."""
+        return self.zoo._read(self.record)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What builds the module that the state belongs to."""
+        return self.zoo.architectures[self.record["architecture"]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Loss and accuracy on the run's own images and on the test set."""
+        return {name: self.record[name] for name in METRICS}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that were drawn for its run."""
+        return {name: self.record[name] for name in CONFIG_COLUMNS if name in self.record}
+
+    @property
+    def run(self) -> int:
+        """Number of its run."""
+        return int(self.record["run"])
+
+    @property
+    def step(self) -> int:
+        """Steps of training behind it."""
+        return int(self.record["step"])
+
+    @property
+    def split(self) -> str:
+        """"train", "val" or "test"."""
+        return str(self.record["split"])
+
+    def __repr__(self) -> str:
+        accuracy = self.record["test_accuracy"]
+        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, test_accuracy={accuracy:.4f}, {self.architecture})"
+
+
+class Zoo(Sequence[ZooEntry]):
+    """A finished zoo on disk. Use :meth:`open`.
+
+    ``zoo[i]`` is its i-th network, :attr:`index` the table of all of them, :attr:`failures` the records of runs that diverged.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.index = Index(record for record in records if record["status"] == "ok")
+        self.failures = tuple(record for record in records if record["status"] != "ok")
+        self.architectures = tuple(Architecture.from_json(value) for value in manifest["architectures"])
+        self._shards: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Zoo:
+        """The zoo in ``folder``: manifest and index are checked, shards by their size only (``verify_zoo`` reads them all).
+
+        Raises:
+            ZooError: if the folder is no complete zoo, or a file is missing or was changed.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for name, stated in manifest["files"].items():
+            path = safe_path(folder, name)
+            size = path.stat().st_size if path.is_file() else None
+            if size != stated["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes, the manifest says {stated['bytes']}"
+                raise ZooError(found, where=path, hint="restore the file, or build the zoo again in a new folder")
+        records = read_index(safe_path(folder, INDEX), manifest["files"][INDEX])
+        zoo = cls(folder, manifest, records)
+        for record in records:
+            zoo._check(record)
+        return zoo
+
+    def _check(self, record: Mapping[str, Any]) -> None:
+        where = self.folder / INDEX
+        if record["split"] not in SPLITS:
+            raise ZooError(f"run {clean(record['run'], 20)} has split {clean(repr(record['split']), 40)}", where=where)
+        number = record["architecture"]
+        if type(number) is not int or not 0 <= number < len(self.architectures):
+            raise ZooError(f"run {clean(record['run'], 20)} names architecture {clean(repr(number), 40)}", where=where)
+        if record["status"] == "ok":
+            if record["shard"] not in self.manifest["files"] or type(record["key"]) is not int or record["key"] < 0:
+                shown = clean(f"{record['shard']!r} row {record['key']!r}", 80)
+                raise ZooError(f"run {clean(record['run'], 20)} lies in {shown}, which the manifest does not have", where=where)
+        elif record["status"] != "failed":
+            raise ZooError(f"run {clean(record['run'], 20)} has status {clean(repr(record['status']), 40)}", where=where)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: Any) -> Any:
+        """The network in row ``i`` of the index."""
+        if isinstance(i, slice):
+            return [ZooEntry(self, record) for record in self.index[i]]
+        return ZooEntry(self, self.index[int(i)])
+
+    def __iter__(self) -> Iterator[ZooEntry]:
+        return (ZooEntry(self, record) for record in self.index)
+
+    def split(self, name: str) -> np.ndarray:
+        """Rows of the index in one split; all snapshots of a run, and of runs that go on from it, are in the same.
+
+        Args:
+            name: "train", "val" or "test".
+        """
+        if name not in SPLITS:
+            raise ZooError(f"no split {clean(repr(name), 40)}", hint="splits: " + ", ".join(SPLITS))
+        return np.flatnonzero([record["split"] == name for record in self.index])
+
+    def _shard(self, name: str) -> Any:
+        # Handles stay open: the file is mapped, and its header is parsed once.
+        if name not in self._shards:
+            path = safe_path(self.folder, name)
+            try:
+                self._shards[name] = safetensors.safe_open(path, framework="pt", device="cpu")
+            except (OSError, safetensors.SafetensorError) as error:
+                raise ZooError(f"cannot be read: {clean(error, 200)}", where=path, hint="restore the file") from error
+        return self._shards[name]
+
+    def _read(self, record: Mapping[str, Any]) -> dict[str, Tensor]:
+        shard, row = self._shard(record["shard"]), record["key"]
+        state: dict[str, Tensor] = {}
+        for name, shape in self._shapes(record["architecture"]).items():
+            try:
+                part = shard.get_slice(name)
+                stated = tuple(part.get_shape())
+                if stated[1:] != shape or not row < stated[0]:
+                    raise ZooError(
+                        f"tensor '{name}' is {stated}, expected {shape} behind more than {row} rows",
+                        where=self.folder / record["shard"],
+                        hint="restore the file",
+                    )
+                state[name] = part[row]
+            except safetensors.SafetensorError as error:
+                raise ZooError(clean(error, 200), where=self.folder / record["shard"], hint="restore the file") from error
+        return state
+
+    @functools.cache  # noqa: B019 - a zoo lives as long as its program
+    def _shapes(self, architecture: int) -> Mapping[str, tuple[int, ...]]:
+        return self.architectures[architecture].shapes()
+
+    @functools.cached_property
+    def data(self) -> ImageData:
+        """The images that its networks learned, loaded again and compared with what the zoo was built on.
+
+        Raises:
+            ZooError: if they are not there or not the same.
+        """
+        data = load_images(self.manifest["config"]["data"])
+        if data.fingerprint != self.manifest["data_sha256"]:
+            raise ZooError(
+                f"was built on other images than the data set '{data.name}' here", where=self.folder / CONFIG
+            )
+        return data
+
+    def evaluate(self, state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, float]:
+        """The true quality of any network on this zoo's test images: "test_loss" and "test_accuracy".
+
+        Raises:
+            ZooError: if it does not read such images.
+        """
+        return evaluate_on(self.data, state, architecture)
+
+    def export(self, i: int, path: str | os.PathLike[str]) -> None:
+        """Write network ``i`` as one checkpoint file that carries its architecture and metrics."""
+        from metanet.checkpoint import save_checkpoint
+
+        entry = self[i]
+        save_checkpoint(path, entry.state, entry.architecture, metrics=entry.metrics)
+
+    def __repr__(self) -> str:
+        name = self.manifest["config"]["name"]
+        return f"Zoo({name}: {len(self)} networks of {self.manifest['runs']} runs, {len(self.failures)} failed)"
