@@ -1,0 +1,76 @@
+"""What can a metanetwork be trained for? Tasks, their data, their measures, and the baselines beside them."""
+
+from metanet.tasks.boosting import BoostedTrees, BoostingOptions, fit_trees
+from metanet.tasks.build import build_model
+from metanet.tasks.coverage import Coverage
+from metanet.tasks.data import PropertyData, PropertyItem, flat_weights, property_data, statistics_of
+from metanet.tasks.labelled import LabelledFolder, labelled_folder
+from metanet.tasks.methods import (
+    ConstantMethod,
+    FlatMethod,
+    LinearMethod,
+    MetanetMethod,
+    Method,
+    Result,
+    TreesMethod,
+    average,
+    measure_all,
+)
+from metanet.tasks.metrics import (
+    Interval,
+    accuracy,
+    balanced_accuracy,
+    bootstrap_interval,
+    kendall_tau,
+    majority_class,
+    mean_absolute_error,
+    r_squared,
+)
+from metanet.tasks.nested import OuterFold, Plan, nested_cross_validation
+from metanet.tasks.predict import Prediction, PropertyModel, predict
+from metanet.tasks.property import PropertyTask
+from metanet.tasks.splits import check_no_leak, group_folds, split_by_group
+from metanet.tasks.targets import TargetTransform
+
+__all__ = [
+    "BoostedTrees",
+    "BoostingOptions",
+    "ConstantMethod",
+    "Coverage",
+    "FlatMethod",
+    "Interval",
+    "LabelledFolder",
+    "LinearMethod",
+    "MetanetMethod",
+    "Method",
+    "OuterFold",
+    "Plan",
+    "Prediction",
+    "PropertyData",
+    "PropertyItem",
+    "PropertyModel",
+    "PropertyTask",
+    "Result",
+    "TargetTransform",
+    "TreesMethod",
+    "accuracy",
+    "average",
+    "balanced_accuracy",
+    "bootstrap_interval",
+    "build_model",
+    "check_no_leak",
+    "fit_trees",
+    "flat_weights",
+    "group_folds",
+    "kendall_tau",
+    "labelled_folder",
+    "majority_class",
+    "mean_absolute_error",
+    "measure_all",
+    "nested_cross_validation",
+    "predict",
+    "property_data",
+    "r_squared",
+    "split_by_group",
+    "statistics_of",
+]

@@ -1,0 +1,175 @@
+"""What does a trained model say of these checkpoints, and of which does it refuse to speak?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metanet.errors import MetanetError, TaskError, TrainError
+from metanet.graph import ParameterGraph, collate
+from metanet.tasks.boosting import BoostedTrees
+from metanet.tasks.build import build_model
+from metanet.tasks.coverage import Coverage
+from metanet.tasks.data import statistics_of
+from metanet.tasks.encoding import Encoding
+from metanet.tasks.property import FORMAT, PROPERTY_NAME, TREES_NAME, outputs_of, tree_scores
+from metanet.train import Artefact
+from symmetry import SymmetryError, SymmetrySpec
+
+_BATCH = 256
+
+
+class Readable(Protocol):
+    """What is needed of a checkpoint."""
+
+    @property
+    def spec(self) -> SymmetrySpec: ...
+
+    @property
+    def state(self) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one checkpoint.
+
+    Attributes:
+        name: The file.
+        value: A number in the unit of the column, or a label; None if refused.
+        probabilities: Of each class; empty for numbers.
+        refused: Why nothing is said; empty otherwise.
+        warning: What makes the value doubtful; empty where nothing does.
+    """
+
+    name: str
+    value: float | str | None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    refused: str = ""
+    warning: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class PropertyModel:
+    """A trained property predictor, read from its folder.
+
+    Args:
+        artefact: The folder, checked.
+
+    Raises:
+        TrainError: The folder is not finished or damaged.
+        TaskError: It holds another kind of model.
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        task = artefact.config.get("task")
+        if not isinstance(task, dict) or task.get("task") != "property":
+            raise TaskError("holds no property predictor", where=artefact.folder)
+        record = artefact.values(PROPERTY_NAME)
+        if record.get("format") != FORMAT:
+            raise TaskError(
+                f"format {record.get('format')!r}, expected {FORMAT!r}", where=artefact.folder / PROPERTY_NAME
+            )
+        self.column = str(record.get("column"))
+        self.encoding = Encoding.from_json(record.get("encoding") or {})
+        self.coverage = Coverage.from_json(record.get("coverage") or {})
+        self.validation: dict[str, Any] = record.get("validation") or {}
+        self.share = float(record.get("share", 1.0))
+        self.model = self._model(artefact)
+        self.trees = BoostedTrees.from_tensors(artefact.tensors(TREES_NAME)) if artefact.holds(TREES_NAME) else None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> PropertyModel:
+        """Read a model's folder."""
+        return cls(Artefact.open(Path(folder)))
+
+    def _model(self, artefact: Artefact) -> nn.Module:
+        model = build_model(artefact.config.get("model") or {}, self.encoding.outputs, torch.Generator())
+        try:
+            model.load_state_dict(artefact.tensors())
+        except RuntimeError as error:
+            raise TrainError("the weights do not fit the configured model", where=artefact.folder) from error
+        return model.eval()
+
+    def scores(self, graphs: list[ParameterGraph]) -> NDArray[np.float64]:
+        """Scores of graphs that the model can read: standardised numbers, or probabilities.
+
+        Shapes:
+            return: (n, outputs)
+        """
+        ours = self.encoding.scores(outputs_of(self.model, collate(graphs)))
+        if self.trees is None:
+            return ours
+        theirs = tree_scores(self.encoding, self.trees, statistics_of(graphs)[0])
+        return self.share * ours + (1 - self.share) * theirs
+
+    def predict(
+        self, checkpoints: Iterable[tuple[str, Readable | MetanetError]], anyway: bool = False
+    ) -> Iterator[Prediction]:
+        """One prediction per checkpoint, in order; memory is needed for one batch only.
+
+        Args:
+            checkpoints: Name and checkpoint, or name and why it could not be read.
+            anyway: Also predict for architectures that the model has not seen the like of, with a warning.
+        """
+        waiting: list[tuple[str, ParameterGraph | Prediction, str]] = []
+        for name, checkpoint in checkpoints:
+            waiting.append((name, *self._read(name, checkpoint, anyway)))
+            if len(waiting) == _BATCH:
+                yield from self._answers(waiting)
+                waiting = []
+        yield from self._answers(waiting)
+
+    def _read(
+        self, name: str, checkpoint: Readable | MetanetError, anyway: bool
+    ) -> tuple[ParameterGraph | Prediction, str]:
+        if isinstance(checkpoint, MetanetError):
+            return Prediction(name, None, refused=str(checkpoint)), ""
+        try:
+            spec, state = checkpoint.spec, checkpoint.state
+            reason = self.coverage.refusal(spec)
+            if reason and not anyway:
+                return Prediction(name, None, refused=f"architecture not readable: {reason}"), ""
+            for tensor_name, tensor in state.items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    return Prediction(name, None, refused=f"{tensor_name} holds NaN or infinities"), ""
+            return ParameterGraph.build(spec, state), reason
+        except (MetanetError, SymmetryError) as error:
+            return Prediction(name, None, refused=str(error)), ""
+
+    def _answers(self, waiting: list[tuple[str, ParameterGraph | Prediction, str]]) -> Iterator[Prediction]:
+        graphs = [graph for _, graph, _ in waiting if isinstance(graph, ParameterGraph)]
+        scores = iter(self.scores(graphs)) if graphs else iter(())
+        for name, graph, warning in waiting:
+            if isinstance(graph, Prediction):
+                yield graph
+                continue
+            row = next(scores)[None]
+            value = self.encoding.decode(row)[0]
+            chances = dict(zip(self.encoding.classes, map(float, row[0]), strict=True)) if self.encoding.classes else {}
+            said = str(value) if self.encoding.classes else float(value)
+            yield Prediction(name, said, chances, warning=f"extrapolates: {warning}" if warning else "")
+
+
+def predict(
+    folder: str | os.PathLike[str],
+    checkpoints: Iterable[tuple[str, Readable | MetanetError]],
+    anyway: bool = False,
+) -> list[Prediction]:
+    """What the model in a folder says of checkpoints, in order.
+
+    Args:
+        folder: Where `metanet train` put the model.
+        checkpoints: Name and checkpoint, or name and the error that reading it raised.
+        anyway: Also predict for architectures that the model has not seen the like of, with a warning.
+    """
+    return list(PropertyModel.open(folder).predict(checkpoints, anyway))

@@ -1,0 +1,310 @@
+"""Predict a number or a class of a network from its weights: what is learned, measured and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metanet.errors import ConfigError, TaskError
+from metanet.graph import GraphBatch
+from metanet.tasks import metrics
+from metanet.tasks.boosting import BoostedTrees, BoostingOptions, fit_trees
+from metanet.tasks.build import build_model, prepare_model
+from metanet.tasks.coverage import Coverage
+from metanet.tasks.data import PropertyData
+from metanet.tasks.encoding import Encoding
+from metanet.tasks.options import check_options
+from metanet.train import Extras, Monitor
+
+PROPERTY_NAME, TREES_NAME = "property.json", "trees.safetensors"
+FORMAT = "metanet.property/1"
+KINDS = ("auto", "regression", "classification")
+LOSSES = ("huber", "squared")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class PropertyTask:
+    """Predict one column of an index.
+
+    Attributes:
+        column: The column; the data are made for it.
+        kind: "regression", "classification", or "auto": labels are classes, numbers are numbers.
+        transform: Scale on which numbers are learned, see `TargetTransform`.
+        batch: Networks per step, about.
+        chunk: Networks of one architecture that go together, about: larger is faster and mixes less.
+        objective: For numbers: "huber" (linear beyond one deviation: broken networks do not rule) or "squared".
+        rank: Weight of an additional loss on the order of the pairs in a batch; 0 for none.
+        balanced: For labels: every class counts the same in the loss, however rare it is.
+        best_by: Validation metric that chooses the epoch; "auto" takes the loss.
+        ensemble: Also fit boosted trees on the layer statistics, and average both.
+        share: Share of the metanetwork in the average; -1 chooses it on the validation part.
+        boosting: How the trees are grown.
+    """
+
+    column: str
+    kind: str = "auto"
+    transform: str = "auto"
+    batch: int = 48
+    chunk: int = 16
+    objective: str = "huber"
+    rank: float = 0.0
+    balanced: bool = False
+    best_by: str = "auto"
+    ensemble: bool = True
+    share: float = -1.0
+    boosting: BoostingOptions = field(default_factory=BoostingOptions)
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("kind", self.kind in KINDS, f"one of {', '.join(KINDS)}"),
+            ("objective", self.objective in LOSSES, f"one of {', '.join(LOSSES)}"),
+            ("batch", self.batch >= 1, "1 or more"),
+            ("chunk", self.chunk >= 1, "1 or more"),
+            ("rank", self.rank >= 0, "0 or more"),
+            ("share", self.share == -1 or 0 <= self.share <= 1, "from 0 to 1, or -1 to choose it"),
+        ):
+            if not good:
+                raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.{name}")
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> PropertyTask:
+        """The task of a configuration.
+
+        Raises:
+            ConfigError: Unknown keys, or values of the wrong type or out of range.
+        """
+        given = {key: value for key, value in options.items() if key not in ("task", "boosting")}
+        boosting = BoostingOptions(**check_options(BoostingOptions, options.get("boosting") or {}, "task.boosting"))
+        return cls(**check_options(cls, given, "task"), boosting=boosting)
+
+    @property
+    def monitor(self) -> Monitor:
+        name = "val_loss" if self.best_by == "auto" else self.best_by
+        return Monitor(name, name not in ("val_loss", "val_mae"))
+
+    def describe(self) -> dict[str, Any]:
+        return {"task": "property", **asdict(self)}
+
+    def encoding(self, data: PropertyData) -> Encoding:
+        """How the targets of these data are learned; decided by the training part alone."""
+        return data.remember(
+            ("encoding", self.kind, self.transform), lambda: Encoding.fit(data, self.kind, self.transform)
+        )
+
+    def model(self, data: PropertyData, options: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
+        model = build_model(options, self.encoding(data).outputs, generator)
+        prepare_model(model, data.batch.select(data.part("train").tolist()))
+        return model
+
+    def batches(self, data: PropertyData, generator: torch.Generator) -> Sequence[Tensor]:
+        # Work is cheap per network and dear per architecture in a batch, so networks of one architecture go in chunks.
+        chunks: list[Tensor] = []
+        for places in self._by_architecture(data):
+            order = places[torch.randperm(len(places), generator=generator)]
+            # Equal chunks: a remainder of one network would cost as much as a whole chunk.
+            chunks += order.tensor_split(max(1, round(len(order) / self.chunk)))
+        batches: list[list[Tensor]] = []
+        size = self.batch
+        for number in torch.randperm(len(chunks), generator=generator).tolist():
+            if size >= self.batch:
+                batches.append([])
+                size = 0
+            batches[-1].append(chunks[number])
+            size += len(chunks[number])
+        if len(batches) > 1 and size < self.batch // 4:
+            # A last batch of two or three networks would weigh as much as all others.
+            batches[-2:] = [batches[-2] + batches[-1]]
+        return [torch.cat(batch) for batch in batches]
+
+    def _by_architecture(self, data: PropertyData) -> list[Tensor]:
+        def make() -> list[Tensor]:
+            places: dict[str, list[int]] = {}
+            for place in data.part("train").tolist():
+                places.setdefault(data.graphs[place].topology.fingerprint, []).append(place)
+            return [torch.tensor(group) for group in places.values()]
+
+        found: list[Tensor] = data.remember("by architecture", make)
+        return found
+
+    def loss(self, model: nn.Module, data: PropertyData, batch: Tensor, generator: torch.Generator) -> Tensor:
+        device = next(model.parameters()).device
+        targets = self.targets(data)[batch].to(device)
+        outputs = model(data.batch.select(batch).to(device))
+        return self.loss_of(outputs, targets, self.class_weights(data))
+
+    def class_weights(self, data: PropertyData) -> Tensor | None:
+        """What each class counts in the loss: the mean over the training part is one; None where all count the same.
+
+        Shapes:
+            return: (classes,)
+        """
+        encoding = self.encoding(data)
+        if not (self.balanced and encoding.classes):
+            return None
+        counts = np.bincount(encoding.encode(data.targets[data.part("train")]), minlength=encoding.outputs)
+        return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
+
+    def targets(self, data: PropertyData) -> Tensor:
+        """All targets as they are learned: numbers on the scale, or class numbers.
+
+        Shapes:
+            return: (n,)
+        """
+        encoding = self.encoding(data)
+        return data.remember(("targets", encoding), lambda: torch.from_numpy(encoding.encode(data.targets)))
+
+    def loss_of(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss of outputs against encoded targets.
+
+        Args:
+            outputs: What the model says.
+            targets: What is true.
+            weights: What each class counts.
+
+        Shapes:
+            outputs: (n, outputs)
+            targets: (n,)
+        """
+        if not targets.is_floating_point():
+            each = nn.functional.cross_entropy(outputs, targets, reduction="none")
+            return each.mean() if weights is None else (each * weights.to(each)[targets]).mean()
+        values, wanted = outputs[:, 0], targets.to(outputs.dtype)
+        error = (
+            nn.functional.huber_loss(values, wanted) if self.objective == "huber" else (values - wanted).square().mean()
+        )
+        if not self.rank:
+            return error
+        # A pair's loss is that of a logistic regression on the difference (RankNet, Burges et al. 2005).
+        sign = torch.sign(wanted[:, None] - wanted[None])
+        pairs = nn.functional.softplus(-2 * sign * (values[:, None] - values[None])) * sign.abs()
+        return error + self.rank * pairs.sum() / sign.abs().sum().clamp(min=1)
+
+    def metrics(self, model: nn.Module, data: PropertyData) -> dict[str, float]:
+        return self.validate(outputs_of(model, data.batch.select(data.part("val").tolist())), data)
+
+    def validate(self, outputs: NDArray[np.float32], data: PropertyData) -> dict[str, float]:
+        """Loss and metrics of a model's outputs for the validation part.
+
+        Shapes:
+            outputs: (networks of the validation part, outputs)
+
+        Raises:
+            TaskError: The validation part is empty.
+        """
+        places = data.part("val")
+        if not len(places):
+            raise TaskError("the validation part is empty", hint="give it a share of the groups")
+        targets = self.targets(data)[torch.from_numpy(places)]
+        loss = float(self.loss_of(torch.from_numpy(outputs), targets, self.class_weights(data)))
+        return {"val_loss": loss, **self.measure(data, places, self.encoding(data).scores(outputs), "val_")}
+
+    def measure(
+        self, data: PropertyData, places: NDArray[np.intp], scores: NDArray[np.float64], prefix: str = ""
+    ) -> dict[str, float]:
+        """The metrics of some scores at some places."""
+        true, encoding = data.targets[places], self.encoding(data)
+        predicted = encoding.decode(scores)
+        if encoding.classes:
+            found = {
+                "balanced_accuracy": metrics.balanced_accuracy(predicted, true),
+                "accuracy": metrics.accuracy(predicted, true),
+            }
+        else:
+            found = {
+                "tau": metrics.kendall_tau(scores[:, 0], true),
+                "r2": metrics.r_squared(predicted, true),
+                "mae": metrics.mean_absolute_error(predicted, true),
+            }
+        return {prefix + name: value for name, value in found.items()}
+
+    def complete(self, model: nn.Module, data: PropertyData, generator: torch.Generator) -> Extras:
+        encoding, val = self.encoding(data), data.part("val")
+        train = [data.graphs[i].spec for i in data.part("train")]
+        scores = encoding.scores(outputs_of(model, data.batch.select(val.tolist())))
+        record: dict[str, Any] = {
+            "format": FORMAT,
+            "column": self.column,
+            "encoding": encoding.to_json(),
+            "coverage": Coverage.of(train).to_json(),
+            "validation": {"metanet": _finite(self.measure(data, val, scores))},
+            "share": 1.0,
+        }
+        if not self.ensemble:
+            return Extras({}, {PROPERTY_NAME: record})
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        trees = fit_property_trees(self, data, seed)
+        others = tree_scores(encoding, trees, data.statistics[val])
+        share = self.share if self.share >= 0 else choose_share(encoding, scores, others, data.targets[val])
+        average = share * scores + (1 - share) * others
+        record["share"] = share
+        record["validation"]["trees"] = _finite(self.measure(data, val, others))
+        record["validation"]["average"] = _finite(self.measure(data, val, average))
+        return Extras({TREES_NAME: trees.tensors()}, {PROPERTY_NAME: record})
+
+
+def outputs_of(model: nn.Module, batch: GraphBatch) -> NDArray[np.float32]:
+    """What a model says of a batch of any size, computed in chunks.
+
+    Shapes:
+        return: (n, outputs)
+    """
+    device = next(model.parameters()).device
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(batch), _CHUNK):
+            part = batch.select(range(start, min(start + _CHUNK, len(batch)))).to(device)
+            parts.append(model(part).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def fit_property_trees(
+    task: PropertyTask, data: PropertyData, seed: int, options: BoostingOptions | None = None
+) -> BoostedTrees:
+    """Boosted trees on the layer statistics of the training part; grown as the task says, or as `options` say."""
+    encoding, places = task.encoding(data), data.part("train")
+    targets, weights = encoding.encode(data.targets[places]), task.class_weights(data)
+    each = None if weights is None else weights.numpy()[targets]
+    return fit_trees(
+        data.statistics[places], targets, len(encoding.classes), seed, options or task.boosting, weights=each
+    )
+
+
+def tree_scores(encoding: Encoding, trees: BoostedTrees, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores of boosted trees on the same scale as the metanetwork's.
+
+    Shapes:
+        statistics: (n, statistics)
+        return: (n, 1) for numbers, (n, classes) for classes
+    """
+    return trees.probabilities(statistics) if encoding.classes else trees.raw(statistics)
+
+
+def choose_share(
+    encoding: Encoding, ours: NDArray[np.float64], theirs: NDArray[np.float64], true: NDArray[Any]
+) -> float:
+    """The share of the first scores in the average that fits the validation part best.
+
+    The squared error on the scale of learning (for classes: of the probabilities) decides, with a pull to one half as
+    strong as the validation part itself: that part is small, and an even average is hard to beat.
+
+    Shapes:
+        ours, theirs: (n, outputs)
+    """
+    wanted = encoding.encode(true)
+    target = np.eye(len(encoding.classes))[wanted] if encoding.classes else wanted[:, None]
+    difference = ours - theirs
+    pull = float(np.square(difference).sum())
+    top = float((difference * (target - theirs)).sum()) + 0.5 * pull
+    bottom = 2 * pull
+    return float(np.clip(top / bottom, 0, 1)) if bottom > 0 else 0.5
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
