@@ -3,7 +3,9 @@
 Each chain reads a named input or the output of an earlier chain, so a shared trunk with several heads is one function
 and gets one spec. Chains that nobody reads are the outputs, in order. Tensors that belong to no chain (``log_std``)
 are kept as
-extras: they take no part in the function.
+extras: they take no part in the function. State-dependent exploration noise, whose ``log_std`` has one row per unit
+of a chain, is an output of its own: without it, permuting that chain's units would silently change how an agent
+explores.
 """
 
 from __future__ import annotations
@@ -56,13 +58,13 @@ class Chains(nn.Module):
 
     Shapes:
         one (batch, size) tensor per input, in order of first use -> one (batch, outputs) tensor per chain that no other
-        reads, as a tuple
+        reads, then one per noise, as a tuple
     """
 
-    def __init__(self, chains: Any, extras: Mapping[str, Any]) -> None:
+    def __init__(self, chains: Any, noises: Any, extras: Mapping[str, Any]) -> None:
         super().__init__()
-        self.inputs = tuple(_inputs(chains))
-        read = {chain["input"] for chain in chains}
+        self.inputs = tuple(_inputs(chains, noises))
+        read = {part["input"] for part in (*chains, *noises)}
         self.outputs = tuple(chain["name"] for chain in chains if chain["name"] not in read)
         self.chains = tuple(
             (chain["name"], chain["input"], tuple(zip(chain["layers"], chain["activations"], strict=True)))
@@ -73,6 +75,9 @@ class Chains(nn.Module):
             for layer, (a, b), bias in zip(chain["layers"], sizes, chain["bias"], strict=True):
                 # Deeper names first would hide a linear layer under a folder; both orders are refused in _place.
                 _place(self, layer, nn.Linear(a, b, bias=bias))
+        self.noises = tuple((noise["parameter"], noise["input"]) for noise in noises)
+        for noise in noises:
+            _place(self, noise["parameter"], nn.Parameter(torch.zeros(tuple(noise["shape"]))))
         for name, shape in extras.items():
             _place(self, name, nn.Parameter(torch.zeros(tuple(shape))))
         self.pointwise = {name: Activation(name) for name in ACTIVATIONS}
@@ -85,16 +90,29 @@ class Chains(nn.Module):
             for layer, activation in layers:
                 x = self.pointwise[activation](self.get_submodule(layer)(x))
             values[name] = x
-        return tuple(values[name] for name in self.outputs)
+        noises = tuple(self._noise(self.get_parameter(name), values[source]) for name, source in self.noises)
+        return tuple(values[name] for name in self.outputs) + noises
+
+    @staticmethod
+    def _noise(log_std: Tensor, features: Tensor) -> Tensor:
+        """Standard deviation of state-dependent exploration.
+
+        Source: Raffin et al., Smooth Exploration for Robotic Reinforcement Learning, 2021, section 3; the small
+            constant is that of Stable-Baselines3.
+        """
+        return torch.sqrt((features * features) @ torch.exp(2 * log_std) + 1e-6)
 
 
-def _inputs(chains: Any) -> dict[str, int]:
+def _inputs(chains: Any, noises: Any) -> dict[str, int]:
     """Size of every outside input, in order of first use."""
     names = {chain["name"] for chain in chains}
     result: dict[str, int] = {}
     for chain in chains:
         if chain["input"] not in names:
             result.setdefault(chain["input"], chain["widths"][0])
+    for noise in noises:
+        if noise["input"] not in names:
+            result.setdefault(noise["input"], noise["shape"][0])
     return result
 
 
@@ -131,6 +149,20 @@ def _normalize_chain(position: int, raw: object) -> dict[str, Any]:
     return result
 
 
+def _normalize_noise(position: int, raw: object) -> dict[str, Any]:
+    options = Options(f"noises[{position}]", raw)
+    shape = options.widths("shape")
+    result = {
+        "parameter": _check_name(options, "parameter", options.take("parameter")),
+        "input": _check_name(options, "input", options.take("input")),
+        "shape": shape,
+    }
+    options.finish()
+    if len(shape) != 2:
+        raise options.error("length of shape", len(shape), "2: units and actions")
+    return result
+
+
 def _normalize_extras(options: Options) -> dict[str, list[int]]:
     raw = options.take("extras", {}, required=False)
     if not isinstance(raw, Mapping) or len(raw) > MAX_EXTRAS:
@@ -148,6 +180,8 @@ def _normalize(raw: object) -> dict[str, Any]:
     options = Options("chains", raw)
     listed = options.check_sequence("chains", options.take("chains"), MAX_CHAINS)
     chains = [_normalize_chain(i, chain) for i, chain in enumerate(listed)]
+    wide = options.check_sequence("noises", options.take("noises", [], required=False), MAX_CHAINS)
+    noises = [_normalize_noise(i, noise) for i, noise in enumerate(wide)]
     extras = _normalize_extras(options)
     options.finish()
     if not chains:
@@ -169,11 +203,16 @@ def _normalize(raw: object) -> dict[str, Any]:
             raise options.error(f"chains[{i}] name", name, "a name that no input has")
         sizes[name] = chain["widths"][-1]
         done.add(name)
-    _check_tensor_names(options, chains, extras)
-    return {"chains": chains, "extras": extras}
+    for i, noise in enumerate(noises):
+        if sizes.setdefault(noise["input"], noise["shape"][0]) != noise["shape"][0]:
+            raise options.error(
+                f"noises[{i}] shape[0]", noise["shape"][0], f"{sizes[noise['input']]}, as many as units"
+            )
+    _check_tensor_names(options, chains, [noise["parameter"] for noise in noises] + list(extras))
+    return {"chains": chains, "noises": noises, "extras": extras}
 
 
-def _check_tensor_names(options: Options, chains: list[dict[str, Any]], extras: Mapping[str, Any]) -> None:
+def _check_tensor_names(options: Options, chains: list[dict[str, Any]], others: list[str]) -> None:
     tensors: set[str] = set()
     for chain in chains:
         for layer, bias in zip(chain["layers"], chain["bias"], strict=True):
@@ -181,14 +220,15 @@ def _check_tensor_names(options: Options, chains: list[dict[str, Any]], extras: 
                 if tensor in tensors:
                     raise options.error("layers", layer, "every layer once")
                 tensors.add(tensor)
-    for name in extras:
+    for name in others:
         if name in tensors:
-            raise options.error("extras", name, "a tensor of no chain")
+            raise options.error("extras or noises", name, "a tensor of no chain, once")
+        tensors.add(name)
 
 
 CHAINS = Family(
     "chains",
     _normalize,
-    lambda o: Chains(o["chains"], o["extras"]),
-    lambda o: tuple((size,) for size in _inputs(o["chains"]).values()),
+    lambda o: Chains(o["chains"], o["noises"], o["extras"]),
+    lambda o: tuple((size,) for size in _inputs(o["chains"], o["noises"]).values()),
 )

@@ -63,6 +63,10 @@ class _Layers:
     def _shape(self, path: str) -> tuple[int, ...]:
         return tuple(self.state[f"{self.prefix}{path}.weight"].shape)
 
+    def matrices(self) -> list[str]:
+        """Tensors with two axes that are no layer's weight."""
+        return [path for path in self.others if self.state[self.prefix + path].ndim == 2]
+
     def sequence(self, prefix: str) -> list[str]:
         """The layers ``prefix.0``, ``prefix.2``, ... in the order of their numbers, or ``prefix`` itself."""
         numbered = {int(path[len(prefix) + 1 :]): path for path in self.paths if _is_numbered(path, prefix)}
@@ -125,7 +129,7 @@ def infer(
         first = next(iter(state))
         raise layers.error("there is no linear layer (a two-axis '.weight') in the file", first.removeprefix(prefix))
     for layout in LAYOUTS:
-        if layout.fits(layers.paths):
+        if layout.fits(layers.paths, layers.matrices()):
             return _from_layout(layers, layout, activation)
     return _from_numbers(layers, activation)
 
@@ -149,13 +153,23 @@ def _from_layout(layers: _Layers, layout: Layout, activation: str | None) -> Arc
         source = next((name for name in part.reads if name in names), part.reads[-1])
         for name, paths in _matches(layers, part):
             chains.append(layers.chain(name, source, paths, chosen, chosen if part.hidden else "identity"))
-    layers.check_all_used(layout.extras)
+    noises = [_noise(layers, layout, {chain["name"]: chain["widths"][-1] for chain in chains})] if layout.noise else []
+    layers.check_all_used((*layout.extras, layout.noise))
     said = "given by the user" if activation else "its default, the file does not say it"
     return _architecture(
         layers,
         chains,
+        noises,
         f"Stable-Baselines3 {layout.name}, by its tensor names; activation {chosen}: {said}; {layout.note}",
     )
+
+
+def _noise(layers: _Layers, layout: Layout, sizes: Mapping[str, int]) -> dict[str, Any]:
+    source = next((name for name in layout.noise_reads if name in sizes), layout.noise_reads[-1])
+    shape = list(layers.state[layers.prefix + layout.noise].shape)
+    if source in sizes and shape[0] != sizes[source]:
+        raise layers.error(f"it should have one row for each of the {sizes[source]} units of '{source}'", layout.noise)
+    return {"parameter": layers.prefix + layout.noise, "input": source, "shape": shape}
 
 
 def _from_numbers(layers: _Layers, activation: str | None) -> Architecture:
@@ -182,7 +196,7 @@ def _from_numbers(layers: _Layers, activation: str | None) -> Architecture:
         source = "input" if len(sequences) == 1 else f"{name}.input"
         chains.append(layers.chain(name, source, paths, activation, "identity"))
     text = f"linear layers numbered in sequence, by names and shapes; activation {activation}: given by the user"
-    return _architecture(layers, chains, text)
+    return _architecture(layers, chains, [], text)
 
 
 def _join_heads(layers: _Layers, sequences: dict[tuple[str, str], list[str]]) -> None:
@@ -201,9 +215,13 @@ def _join_heads(layers: _Layers, sequences: dict[tuple[str, str], list[str]]) ->
             del sequences[(found[0], "")]
 
 
-def _architecture(layers: _Layers, chains: list[dict[str, Any]], provenance: str) -> Architecture:
-    extras = {layers.prefix + path: list(layers.state[layers.prefix + path].shape) for path in layers.others}
+def _architecture(
+    layers: _Layers, chains: list[dict[str, Any]], noises: list[dict[str, Any]], provenance: str
+) -> Architecture:
+    used = {noise["parameter"] for noise in noises}
+    names = [layers.prefix + path for path in layers.others if layers.prefix + path not in used]
+    extras = {name: list(layers.state[name].shape) for name in names}
     try:
-        return Architecture("chains", {"chains": chains, "extras": extras}, provenance)
+        return Architecture("chains", {"chains": chains, "noises": noises, "extras": extras}, provenance)
     except CheckpointError as error:
         raise error.within(layers.file) from None
