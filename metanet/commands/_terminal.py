@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -67,6 +68,23 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     from tqdm import tqdm
 
     yield from tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that moves a progress bar on stderr, if a terminal is attached."""
+    if not watched():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=label, leave=False, dynamic_ncols=True) as shown:
+
+        def move(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield move
 
 
 def say(text: str = "") -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._reading import add_reading_arguments, load_named
-from metanet.commands._terminal import print_json
+from metanet.commands._terminal import print_json, table
 
 if TYPE_CHECKING:
-    from metanet.checkpoint import Checkpoint
+    from metanet.checkpoint import Architecture, Checkpoint
     from symmetry import SymmetryReport, Verification
 
 DESCRIPTION = """\
@@ -61,26 +61,82 @@ def verify(checkpoint: Checkpoint, trials: int) -> Verification:
 
 def as_text(checkpoint: Checkpoint, report: SymmetryReport, verification: Verification | None) -> str:
     """For people."""
+    source = checkpoint.source
     facts = [
-        ("file", str(checkpoint.source)),
-        ("size", f"{checkpoint.parameters:,} numbers in {len(checkpoint.state)} tensors, {_dtypes(checkpoint)}"),
-        ("architecture", describe_architecture(checkpoint)),
+        ("file", f"{source.path} ({source.kind}" + (f", under '{source.key}')" if source.key else ")")),
+        ("holds", f"{checkpoint.parameters:,} numbers in {_tensors(checkpoint)}"),
+        ("architecture", describe_architecture(checkpoint.architecture)),
         ("known from", checkpoint.architecture.provenance),
     ]
-    if checkpoint.source.devices and set(checkpoint.source.devices) != {"cpu"}:
-        facts.append(("saved on", ", ".join(checkpoint.source.devices)))
-    if checkpoint.source.skipped:
-        facts.append(("not read", _capped(checkpoint.source.skipped)))
+    if set(source.devices) - {"cpu"}:
+        facts.append(("saved on", ", ".join(source.devices)))
+    if source.skipped:
+        facts.append(("not read", _capped(source.skipped)))
     if checkpoint.extras:
-        facts.append(("no part in it", _capped(checkpoint.extras)))
+        facts.append(("without part", _capped(checkpoint.extras)))
     for name, value in checkpoint.metrics.items():
         facts.append((f"stored {name}", f"{value:.4f}" if isinstance(value, float) else str(value)))
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
-    lines += ["", report.text()]
+    summary = "; ".join(f"{label} {value}" for label, value in group_summary(report))
+    lines += ["", f"Changes of its weights that leave its function alone: {summary}.", ""]
+    columns, rows = space_table(report)
+    lines.append(table(columns, rows, "  ") if rows else "  no hidden units: nothing can be permuted")
+    lines += [f"  also free: {factor}" for factor in report.other_factors]
+    lines += [f"  pinned: {pin}" for pin in report.pinned]
     if verification is not None:
         lines += ["", describe_verification(verification)]
     return "\n".join(lines)
+
+
+def group_summary(report: SymmetryReport) -> list[tuple[str, str]]:
+    """The size of the group: what there is of each kind."""
+    from symmetry.analyze import approximate
+
+    rows = [("permutations", approximate(report.permutation_order))]
+    for label, value in (
+        ("positive scalings", report.scale_dimension),
+        ("sign flips", report.sign_bits),
+        ("linear dimensions", report.linear_dimension),
+        ("orthogonal dimensions", report.orthogonal_dimension),
+    ):
+        if value or not label.endswith("dimensions"):
+            rows.append((label, f"{value:,}"))
+    return rows
+
+
+def space_table(report: SymmetryReport) -> tuple[list[str], list[list[Any]]]:
+    """One row for each set of interchangeable units: what is free in it, and which units are not fully used."""
+    columns = ["space", "units", "scales each", "signs each", "then", "unread", "constant", "twins"]
+    rows: list[list[Any]] = [
+        [
+            space.name + (f" inside each of {', '.join(space.within)}" if space.within else ""),
+            space.size,
+            space.scales,
+            space.signs,
+            ", ".join(space.activations) or None,
+            _units(space.unread),
+            _units(space.constant),
+            "; ".join(" = ".join(map(str, group)) for group in space.twins[:3]) or None,
+        ]
+        for space in report.spaces
+    ]
+    # A column that says nothing of any space only widens the table.
+    kept = [i for i in range(len(columns)) if i < 4 or any(row[i] is not None for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def describe_architecture(architecture: Architecture) -> str:
+    """The architecture in one line."""
+    options = architecture.to_json()["options"]
+    if architecture.family != "chains":
+        return f"{architecture.family}: " + ", ".join(f"{name} {_option(value)}" for name, value in options.items())
+    chains = []
+    for chain in options["chains"]:
+        activations = ", ".join(dict.fromkeys(name for name in chain["activations"] if name != "identity"))
+        widths = "-".join(map(str, chain["widths"]))
+        chains.append(f"{chain.get('name', '')} {widths}{f' ({activations})' if activations else ''}".strip())
+    return f"{len(chains)} chain{'s' * (len(chains) > 1)} of linear layers: " + ", ".join(chains)
 
 
 def as_json(checkpoint: Checkpoint, report: SymmetryReport, verification: Verification | None) -> dict[str, Any]:
@@ -101,36 +157,42 @@ def as_json(checkpoint: Checkpoint, report: SymmetryReport, verification: Verifi
         "extras": list(checkpoint.extras),
         "metrics": dict(checkpoint.metrics),
         "symmetry": report.to_json(),
-        "verification": None if verification is None else verification_values(verification),
-    }
-
-
-def describe_architecture(checkpoint: Checkpoint) -> str:
-    """The architecture in one line."""
-    return repr(checkpoint.architecture).removeprefix("Architecture(").removesuffix(")")
-
-
-def verification_values(verification: Verification) -> dict[str, Any]:
-    """What a verification found, as plain data."""
-    return {
-        "passed": bool(verification.passed),
-        "max_error": float(verification.max_error),
-        "control_error": float(verification.control_error),
+        "verification": None if verification is None else verification.to_json(),
     }
 
 
 def describe_verification(verification: Verification) -> str:
     """What a verification found, in a sentence."""
-    outcome = "verified" if verification.passed else "NOT verified"
+    if not verification.passed and not verification.max_error <= verification.tolerance:
+        return f"NOT verified: the output moves by up to {verification.max_error:.1e} of its spread"
+    if verification.control_error == float("inf"):
+        return "nothing to verify: the group is trivial"
+    outcome = "verified" if verification.passed else "NOT verified (the control is too weak)"
     return (
-        f"{outcome}: random elements of the group move the output by at most {verification.max_error:.1e} of its spread; "
-        f"with one parameter left out, as the control, by {verification.control_error:.1e}"
+        f"{outcome}: {verification.trials} random elements of the group, and every factor alone, move the output by at most "
+        f"{verification.max_error:.1e} of its spread; with one tensor left out, as the control, by "
+        f"{verification.control_error:.1e}"
     )
 
 
-def _dtypes(checkpoint: Checkpoint) -> str:
-    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()}))
+def _tensors(checkpoint: Checkpoint) -> str:
+    count = len(checkpoint.state)
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in checkpoint.state.values()})
+    return f"{count} tensor{'s' * (count != 1)} of {', '.join(kinds)}"
 
 
 def _capped(names: tuple[str, ...], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _units(numbers: tuple[int, ...]) -> str | None:
+    if not numbers:
+        return None
+    shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+    return f"{len(numbers)} ({shown})"
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from metanet.commands._compose import compose
 from metanet.commands._terminal import print_json, say, watched
 
 if TYPE_CHECKING:
+    from metanet.checkpoint import Architecture
     from metanet.datasets import Zoo
 
 DESCRIPTION = """\
@@ -31,8 +33,8 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="such as zoo=digits_cnn or zoo.runs=40")
     parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where the zoo goes (zoos/NAME); or folder=FOLDER")
-    parser.add_argument("--config-dir", metavar="FOLDER", type=Path, help="YAML files of your own, as in FOLDER/zoo/my_zoo.yaml")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads that torch computes with")
+    parser.add_argument("--config-dir", metavar="FOLDER", type=Path, help="YAML of your own, as in FOLDER/zoo/my_zoo.yaml")
+    parser.add_argument("--threads", metavar="N", type=int, help="processor cores to use (all); the zoo is the same")
     parser.add_argument("--json", action="store_true", help="print what was built as JSON")
 
 
@@ -58,4 +60,33 @@ def run(arguments: argparse.Namespace) -> int:
 
 def summarize(zoo: Zoo) -> dict[str, Any]:
     """What is in a zoo, as plain data."""
-    raise NotImplementedError
+    import numpy
+
+    accuracy = zoo.index["test_accuracy"]
+    families: dict[str, int] = {}
+    for number in zoo.index["architecture"].tolist():
+        family = zoo.architectures[number].family
+        families[family] = families.get(family, 0) + 1
+    runs, sizes = zoo.index["run"], [_size(architecture) for architecture in zoo.architectures]
+    return {
+        "name": zoo.manifest["config"]["name"],
+        "networks": len(zoo),
+        "runs": zoo.manifest["runs"],
+        "failed_runs": zoo.manifest["failed_runs"],
+        "architectures": len(zoo.architectures),
+        "families": families,
+        "parameters": [min(sizes), max(sizes)],
+        "split": {
+            part: {"runs": len(numpy.unique(runs[zoo.split(part)])), "networks": len(zoo.split(part))}
+            for part in ("train", "val", "test")
+        },
+        "test_accuracy": {
+            "lowest": float(accuracy.min()),
+            "median": float(numpy.median(accuracy)),
+            "highest": float(accuracy.max()),
+        },
+    }
+
+
+def _size(architecture: Architecture) -> int:
+    return sum(math.prod(shape) for shape in architecture.shapes().values())
