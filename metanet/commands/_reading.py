@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """`--architecture`, `--factory` and `--activation`, one of which may be given, and `--key`."""
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--architecture", metavar="JSON", type=Path, help="an architecture.json that says what the file holds")
+    choice.add_argument(
+        "--architecture", metavar="JSON", type=Path, help="an architecture.json that says what the file holds"
+    )
     choice.add_argument(
         "--factory",
         metavar="MODULE:FUNCTION",

@@ -169,8 +169,8 @@ def describe_verification(verification: Verification) -> str:
         return "nothing to verify: the group is trivial"
     outcome = "verified" if verification.passed else "NOT verified (the control is too weak)"
     return (
-        f"{outcome}: {verification.trials} random elements of the group, and every factor alone, move the output by at most "
-        f"{verification.max_error:.1e} of its spread; with one tensor left out, as the control, by "
+        f"{outcome}: {verification.trials} random elements of the group, and every factor alone, move the output by at "
+        f"most {verification.max_error:.1e} of its spread; with one tensor left out, as the control, by "
         f"{verification.control_error:.1e}"
     )
 

@@ -1,4 +1,4 @@
-"""What does a trained metanetwork say of these checkpoint files? Answers stream; a file that it cannot read is refused."""
+"""What does a trained metanetwork say of these checkpoint files? Answers stream; what it cannot read is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder of a trained metanetwork (metanet train)")
-    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="checkpoint files, or folders that hold one")
+    parser.add_argument("files", metavar="FILE", nargs="*", type=Path, help="checkpoint files, or folders of one each")
     parser.add_argument("--files-from", metavar="LIST", help="a text file with one file name a line; - for stdin")
     parser.add_argument(
         "--anyway", action="store_true", help="answer for architectures unlike those it was trained on, with a warning"
@@ -97,7 +97,8 @@ def _print_json(answers: Iterable[Prediction]) -> int:
     refused, separator = 0, "["
     for answer in answers:
         refused += bool(answer.refused)
-        print(separator, json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False), sep="\n", end="", flush=True)
+        line = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
+        print(separator, line, sep="\n", end="", flush=True)
         separator = ","
     print("\n]" if separator == "," else "[]")
     return refused
