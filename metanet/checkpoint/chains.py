@@ -90,8 +90,13 @@ class Chains(nn.Module):
             for layer, activation in layers:
                 x = self.pointwise[activation](self.get_submodule(layer)(x))
             values[name] = x
-        noises = tuple(self._noise(self.get_parameter(name), values[source]) for name, source in self.noises)
+        noises = tuple(self._noise(self._tensor(name), values[source]) for name, source in self.noises)
         return tuple(values[name] for name in self.outputs) + noises
+
+    def _tensor(self, name: str) -> Tensor:
+        # get_parameter would refuse the plain tensors that torch.func.functional_call puts in a parameter's place.
+        folder, _, last = name.rpartition(".")
+        return getattr(self.get_submodule(folder), last)
 
     @staticmethod
     def _noise(log_std: Tensor, features: Tensor) -> Tensor:
