@@ -38,19 +38,21 @@ def check_bucket(bucket: Bucket, partial: bool) -> None:
             f"{len(unseen)} used tensors would not be seen ({', '.join(unseen[:4])}): {_reason(bucket, unseen[0])}",
             hint="pass partial=True to read the rest of the network",
         )
-    for number, block in enumerate(bucket.topology.blocks):
-        if block.level == "raw":
-            continue
-        value = bucket.value(number)
-        total = value.sum()  # finite unless some value is not, or the sum overflows: then look closer
-        if not bool(torch.isfinite(total)):
-            bad = ~torch.isfinite(value).reshape(len(bucket), -1).all(1)
-            if bool(bad.any()):
-                place = int(bucket.index[bad.nonzero()[0, 0]])
-                raise ModelError(
-                    f"graph {place}: tensor {block.tensor!r} holds NaN or infinite values",
-                    hint="leave diverged networks out of the batch",
-                )
+    finite = bucket.remember("finite", _finite)
+    if not bool(finite.all()):
+        row = int((~finite).any(1).nonzero()[0, 0])
+        block = bucket.topology.blocks[int((~finite[row]).nonzero()[0, 0])]
+        raise ModelError(
+            f"graph {int(bucket.index[row])}: tensor {block.tensor!r} holds NaN or infinite values",
+            hint="leave diverged networks out of the batch",
+        )
+
+
+def _finite(bucket: Bucket) -> Tensor:
+    """Whether all values are finite, by network and block: ``(B, blocks)``."""
+    whole = torch.ones(len(bucket), dtype=torch.bool, device=bucket.index.device)
+    columns = [whole if value is None else torch.isfinite(value).flatten(1).all(1) for value in bucket.values]
+    return torch.stack(columns, dim=1) if columns else whole[:, None]
 
 
 def _reason(bucket: Bucket, tensor: str) -> str:
@@ -144,8 +146,12 @@ class Embedding(nn.Module):
         bias = self.kind.weight[kind] + constant
         return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], self.hidden)
 
-    def forward(self, bucket: Bucket) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+    def forward(self, bucket: Bucket, edges: bool = True) -> tuple[Tensor, dict[int, Tensor], Tensor]:
         """The starting features.
+
+        Args:
+            bucket: networks of one architecture.
+            edges: make edge features too.
 
         Shapes:
             returns nodes ``(B, nodes, hidden)``, edges by block ``(B, target, source, hidden)``, layer nodes
@@ -159,10 +165,11 @@ class Embedding(nn.Module):
             for g in range(len(topology.groups))
         ]
         told = [torch.zeros(batch, MOMENTS, dtype=like.dtype, device=like.device) for _ in topology.layers]
-        edges = {}
+        features = {}
         for number in topology.edges:
             block = topology.blocks[number]
-            edges[number] = self._values(self.edge, bucket, number, constants[number])
+            if edges:
+                features[number] = self._values(self.edge, bucket, number, constants[number])
             kind = KINDS.index(block.kind)
             rows, columns = self.rows(bucket, number)
             target, source = block.groups
@@ -176,7 +183,11 @@ class Embedding(nn.Module):
             told[layer] = told[layer] + self.inputs(bucket, number)[1] / max(structure.parts_of[layer], 1)
         places = structure.layers.to(like).expand(batch, -1, -1)
         layers = self.layer(torch.cat([places, torch.stack(told, dim=1)], dim=-1)) if topology.layers else None
-        return torch.cat(nodes, dim=1), edges, layers if layers is not None else like.new_zeros(batch, 0, self.hidden)
+        return (
+            torch.cat(nodes, dim=1),
+            features,
+            layers if layers is not None else like.new_zeros(batch, 0, self.hidden),
+        )
 
     def rows(self, bucket: Bucket, number: int) -> tuple[Tensor, Tensor]:
         """Log root mean square and mean over each unit's incoming and outgoing weights, relative to the tensor's own.

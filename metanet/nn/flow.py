@@ -131,7 +131,8 @@ def propagate(
     topology = bucket.topology
     like = next((value for value in bucket.values if value is not None), None)
     value: dict[int, Tensor] = {}
-    pending: dict[int, Tensor] = {}
+    pending: dict[int, list[Tensor]] = {}  # what was written and not yet read; biases and norms act on the last entry
+    writer: dict[int, str] = {}  # the tensor that wrote that entry: its parts are one entry
 
     def weights(number: int) -> Tensor:
         raw = bucket.value(number)
@@ -143,14 +144,17 @@ def propagate(
     for step in schedule(topology):
         group = step.group
         if step.sort == "settle":
-            total = pending.pop(group) + value[group] if group in value else pending.pop(group)
+            total = sum(pending.pop(group), start=value.get(group, torch.zeros(())))
+            writer.pop(group, None)
             if measure == "value":
                 total = _activate(topology.groups[group].activations, total).clamp(-1e6, 1e6)
             value[group] = settled(group, total) if settled is not None else total
             continue
         if step.sort == "norm":
-            where = pending if group in pending else value
-            where[group] = _normalise(step, bucket, where[group], measure)
+            if group in pending:
+                pending[group][-1] = _normalise(step, bucket, pending[group][-1], measure)
+            else:
+                value[group] = _normalise(step, bucket, value[group], measure)
             continue
         block = next(iter(step.blocks.values()))
         if step.sort == "edge":
@@ -162,7 +166,13 @@ def propagate(
             sent = bucket.value(block)[..., :1]
         else:
             continue
-        pending[group] = pending[group] + sent if group in pending else sent
+        entries = pending.setdefault(group, [])
+        tensor = topology.blocks[block].tensor
+        if entries and (step.sort == "bias" or writer.get(group) == tensor):
+            entries[-1] = entries[-1] + sent
+        else:
+            entries.append(sent)
+            writer[group] = tensor
     return value
 
 

@@ -164,7 +164,7 @@ class Metanet(nn.Module):
 
     def _bucket(self, bucket: Bucket) -> Tensor | dict[str, Tensor]:
         structure = structure_of(bucket.topology)
-        nodes, edges, layers = self.embedding(bucket)
+        nodes, edges, layers = self.embedding(bucket, edges=bool(self.layers) or self.level == "edge")
         for layer in self.layers:
             nodes, edges, layers = layer(structure, nodes, edges, layers)
         if isinstance(self.head, NodeHead):
