@@ -169,7 +169,8 @@ class SymmetrySpec:
     def __repr__(self) -> str:
         return (
             f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, "
-            f"permutations {self.permutation_order:,}, {self.sign_bits} sign bits, {self.scale_dimension} scale dimensions, {len(self.pinned)} pinned)"
+            f"permutations {self.permutation_order:,}, {self.sign_bits} sign bits, "
+            f"{self.scale_dimension} scale dimensions, {len(self.pinned)} pinned)"
         )
 
     @cached_property

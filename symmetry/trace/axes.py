@@ -146,8 +146,11 @@ def split_product(node: AxisNode, sizes: Sequence[int]) -> list[AxisNode]:
     if math.prod(sizes) != node.size:
         raise ValueError(f"axis of {node.size} cut into {tuple(sizes)}")
     big = [size for size in sizes if size > 1]
+    if not big:
+        # One unit: the last factor is the axis itself, the others are mere ones.
+        return [*(new_leaf(1) for _ in sizes[:-1]), node] if sizes else []
     if len(big) <= 1:
-        groups = [node] if big or node.size > 1 else []
+        groups = [node]
     elif node.kind == "leaf":
         groups = [new_leaf(size) for size in big]
         _become(node, "product", list(groups))

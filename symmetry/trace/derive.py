@@ -11,7 +11,7 @@ from torch import Tensor
 
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, Slot, SymmetrySpec, TensorInfo
-from symmetry.trace.axes import AxisNode, leaves, root
+from symmetry.trace.axes import AxisNode, factors, leaves, parts, root
 from symmetry.trace.axis_pass import AxisPass, Value, references
 from symmetry.trace.expressions import Expression, Field, Variable, complement, null_space, vanishes
 from symmetry.trace.gauge_pass import GaugePass, cut
@@ -40,10 +40,10 @@ class Derivation:
         """Rank of first use of every used tensor along the data flow."""
         ranks: dict[str, int] = {}
         names = self.walk.graph.tensors
-        for node in self.walk.graph.nodes:
-            for reference in references(node):
-                if reference.name in names:
-                    ranks.setdefault(names[reference.name], len(ranks))
+        reads = [reference for node in self.walk.graph.nodes for reference in references(node)]
+        for reference in (*reads, *self.walk.graph.outputs):
+            if reference.name in names:
+                ranks.setdefault(names[reference.name], len(ranks))
         return ranks
 
     @cached_property
@@ -152,9 +152,9 @@ class Derivation:
     def _axis(self, node: AxisNode) -> Axis:
         node = root(node)
         if node.kind == "concat":
-            return Concat(tuple(self._axis(child) for child in node.children))
+            return Concat(tuple(self._axis(part) for part in parts(node)))
         if node.kind == "product":
-            first, *rest = (self._axis(child) for child in node.children)
+            first, *rest = (self._axis(factor) for factor in factors(node))
             for axis in rest:
                 first = Product(first, axis)
             return first
