@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -68,6 +69,22 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     from tqdm import tqdm
 
     yield from tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
+
+
+def share(text: str) -> float:
+    """An argument from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} given, expected a number from 0 to 1")
+    return value
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 0 or more")
+    return value
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._reading import add_reading_arguments, load_named
-from metanet.commands._terminal import print_json, table
+from metanet.commands._terminal import count, print_json, table
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Architecture, Checkpoint
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a checkpoint file, or a folder that holds one")
     add_reading_arguments(parser)
     parser.add_argument("--verify", action="store_true", help="apply random group elements and run both networks")
-    parser.add_argument("--trials", metavar="N", type=int, default=8, help="group elements to apply (%(default)s)")
+    parser.add_argument("--trials", metavar="N", type=count, default=8, help="group elements to apply (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._compose import compose
-from metanet.commands._terminal import print_json, say, watched
+from metanet.commands._terminal import count, print_json, say, watched
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Architecture
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="such as zoo=digits_cnn or zoo.runs=40")
     parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where it goes (zoos/NAME); or folder=FOLDER")
     parser.add_argument("--config-dir", metavar="FOLDER", type=Path, help="YAML of your own: FOLDER/zoo/my_zoo.yaml")
-    parser.add_argument("--threads", metavar="N", type=int, help="processor cores to use (all); the zoo is the same")
+    parser.add_argument("--threads", metavar="N", type=count, help="processor cores to use (all); the zoo is the same")
     parser.add_argument("--json", action="store_true", help="print what was built as JSON")
 
 

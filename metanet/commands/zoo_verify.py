@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from metanet.commands._terminal import bar, print_json
+from metanet.commands._terminal import bar, count, print_json, share
 
 DESCRIPTION = """\
 Check a zoo: hash its files, check that the splits are by run, load a sample of its networks and measure them again on
@@ -21,11 +21,11 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the zoo's folder")
-    parser.add_argument("--sample", metavar="N", type=int, default=64, help="networks to measure again (%(default)s)")
+    parser.add_argument("--sample", metavar="N", type=count, default=64, help="networks to measure again (%(default)s)")
     parser.add_argument(
-        "--max-failed", metavar="SHARE", type=float, default=0.1, help="share of failed runs that passes (%(default)s)"
+        "--max-failed", metavar="SHARE", type=share, default=0.1, help="share of failed runs that passes (%(default)s)"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="which networks are taken (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=count, default=0, help="which networks are taken (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

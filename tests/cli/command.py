@@ -1,7 +1,9 @@
-"""Run the real command in a process of its own, as a person would."""
+"""Run a command: in a process of its own, as a person would, or within this one, which is ten times faster."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -9,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from metanet import cli
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,11 @@ def metanet(*words: str | Path, cwd: Path | None = None, timeout: float = 300) -
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def within(*words: str | Path, cwd: Path | None = None) -> Answer:
+    """The same within this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd or Path.cwd()):
+        code = cli.main([str(word) for word in words])
+    return Answer(code, out.getvalue(), err.getvalue())
