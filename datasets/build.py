@@ -1,7 +1,8 @@
 """How is a zoo built, so that it may be killed at any moment and go on where it was?
 
-The unit of work is a group: its shard and then its part are written whole or not at all. Groups are trained in worker processes
-with one thread each, so the numbers depend neither on how many there are nor on which of them took which group.
+The unit of work is a group: its shard and then its part are written whole or not at all. Groups are trained in worker
+processes with one thread each, so the numbers depend neither on how many there are nor on which of them
+took which group.
 """
 
 from __future__ import annotations
@@ -27,7 +28,19 @@ from .draw import Draw, Group, draw_zoo
 from .group import build_group
 from .images import ImageData, load_images
 from .pool import Pool
-from .storage import CONFIG, FORMAT, INDEX, MANIFEST, PARTS, SHARDS, digest, index_bytes, read_manifest, read_object, safe_path
+from .storage import (
+    CONFIG,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    PARTS,
+    SHARDS,
+    digest,
+    index_bytes,
+    read_manifest,
+    read_object,
+    safe_path,
+)
 from .zoo import Zoo
 
 __all__ = ["BuildProgress", "build_zoo"]
@@ -54,6 +67,11 @@ class BuildProgress:
 
 Progress = Callable[[BuildProgress], None]
 
+# A step of a convolutional network takes about as long as eight of a multilayer perceptron.
+_CNN_COST = 8
+# Steps of a multilayer perceptron that are done in the time that a worker process takes to start.
+_WORTH_STARTING = 30_000
+
 
 def build_zoo(
     config: Mapping[str, Any] | ZooConfig,
@@ -67,8 +85,9 @@ def build_zoo(
         config: as in ``configs/zoo``.
         folder: to build in; it is made if it is not there.
         progress: True for a bar on standard error, or a function that is called with a :class:`BuildProgress`.
-        threads: processor cores to use, by default all that this process may use; every one runs a process of its own. With 1
-            everything happens in this process. The result is the same.
+        threads: processor cores to use; every one runs a process of its own, and 1 stands for this process. By default
+            all that this process may use, unless the work is so little that starting others would take longer. The
+            result is the same.
 
     Raises:
         ConfigError: if the configuration is impossible.
@@ -82,7 +101,7 @@ def build_zoo(
         _begin(folder, config, data)
         if not (folder / MANIFEST).exists():
             _clear_temporary(folder)
-            _build_groups(config, draw, data, folder, report, _cores() if threads is None else threads)
+            _build_groups(config, draw, data, folder, report, threads)
             _finish(folder, draw)
         shutil.rmtree(folder / PARTS, ignore_errors=True)
     return Zoo.open(folder)
@@ -187,13 +206,18 @@ def _is_done(folder: Path, group: Group) -> bool:
 
 
 def _build_groups(
-    config: ZooConfig, draw: Draw, data: ImageData, folder: Path, report: Progress, threads: int
+    config: ZooConfig, draw: Draw, data: ImageData, folder: Path, report: Progress, threads: int | None
 ) -> None:
     done = [group for group in draw.groups if _is_done(folder, group)]
-    # The longest first, so that no core waits for another at the end. A convolution step takes about eight linear ones.
-    cost = {g.number: draw.work(g) * (8 if draw.architectures[g.architecture].family == "cnn" else 1) for g in draw.groups}
+    # The longest first, so that no core waits for another at the end.
+    cost = {
+        g.number: draw.work(g) * (_CNN_COST if draw.architectures[g.architecture].family == "cnn" else 1)
+        for g in draw.groups
+    }
     pending = sorted((g for g in draw.groups if g not in done), key=lambda g: (-cost[g.number], g.number))
     work = sum(draw.work(group) for group in done)
+    if threads is None:
+        threads = _cores() if sum(cost[group.number] for group in pending) > _WORTH_STARTING else 1
     state = BuildProgress(work, sum(map(draw.work, draw.groups)), len(done), len(draw.groups))
     report(state)
     for event in _events(config, draw, data, folder, pending, threads):

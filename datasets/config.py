@@ -1,7 +1,8 @@
 """What does a zoo's configuration say, and is it complete and possible?
 
-The YAML files in ``configs/zoo`` have this form, and so has the mapping that :func:`metanet.datasets.build_zoo` takes. Everything
-is checked here, before any network is trained: unknown keys, impossible values and empty ranges are refused in one line.
+The YAML files in ``configs/zoo`` have this form, and so has the mapping that :func:`metanet.datasets.build_zoo` takes.
+Everything is checked here, before any network is trained: unknown keys, impossible values and empty ranges are refused
+in one line.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ _TRAINING: dict[str, tuple[float, float, Any]] = {
     "label_noise": (0.0, 1.0, 0.0),
 }
 _OPTIMISERS: dict[str, dict[str, tuple[float, float, Any]]] = {
-    name: {"learning_rate": (0.0, _LARGE, None), "momentum": (0.0, 0.999999, momentum), "weight_decay": (0.0, _LARGE, 0.0)}
+    name: {
+        "learning_rate": (0.0, _LARGE, None),
+        "momentum": (0.0, 0.999999, momentum),
+        "weight_decay": (0.0, _LARGE, 0.0),
+    }
     for name, momentum in (("sgd", 0.0), ("adam", 0.9), ("adamw", 0.9))
 }
 
@@ -207,7 +212,9 @@ class _Table:
     def __init__(self, where: str, raw: object) -> None:
         if not isinstance(raw, Mapping):
             raise ConfigError(
-                f"{clean(repr(raw), 60)}, expected a mapping", where=where or "zoo configuration", hint="see configs/zoo"
+                f"{clean(repr(raw), 60)}, expected a mapping",
+                where=where or "zoo configuration",
+                hint="see configs/zoo",
             )
         self.where, self._raw, self._read = where, raw, set[str]()
 
@@ -238,7 +245,9 @@ class _Table:
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ConfigError(f"{clean(repr(value), 60)}, expected a number from {low:g} to {high:g}", where=self.path(key))
+            raise ConfigError(
+                f"{clean(repr(value), 60)}, expected a number from {low:g} to {high:g}", where=self.path(key)
+            )
         return float(value)
 
     def table(self, key: str) -> _Table:
@@ -248,7 +257,9 @@ class _Table:
         part = self.table(key)
         unknown = [name for name in part._raw if name not in known]
         if unknown:
-            raise ConfigError(f"{clean(repr(unknown[0]), 60)} is unknown", where=part.where, hint=f"known: {', '.join(known)}")
+            raise ConfigError(
+                f"{clean(repr(unknown[0]), 60)} is unknown", where=part.where, hint=f"known: {', '.join(known)}"
+            )
         if not part._raw:
             raise ConfigError("is empty", where=part.where, hint=f"give at least one of {', '.join(known)}")
         # In a fixed order, so that the order in a file changes nothing.
@@ -306,7 +317,9 @@ def load_zoo_config(name: str, **changes: Any) -> ZooConfig:
     from omegaconf import OmegaConf
 
     if name not in zoo_config_names():
-        raise ConfigError(f"{clean(repr(name), 60)} is no zoo", where="zoo", hint="known: " + ", ".join(zoo_config_names()))
+        raise ConfigError(
+            f"{clean(repr(name), 60)} is no zoo", where="zoo", hint="known: " + ", ".join(zoo_config_names())
+        )
     text = (importlib.resources.files("metanet.configs") / "zoo" / f"{name}.yaml").read_text("utf-8")
     stated = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    return ZooConfig.from_mapping({**stated, **changes})
+    return ZooConfig.from_mapping({**stated, **changes} if isinstance(stated, dict) else stated)

@@ -1,7 +1,7 @@
 """Which networks does a configuration stand for: what is drawn for each run, and which are trained together?
 
-One root seed spawns every generator. A run's settings, first weights and order of images come from its own seed, which depends on
-the root seed and the run's number only: more runs, or another grouping, leave it as it was.
+One root seed spawns every generator. A run's settings, first weights and order of images come from its own seed, which
+depends on the root seed and the run's number only: more groups, or other ones, leave them as they were.
 """
 
 from __future__ import annotations

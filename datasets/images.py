@@ -1,7 +1,8 @@
 """Which images do the networks of a zoo learn, and how are they split?
 
-Every set is fixed: the same images in the same order in every process, with one fixed split into a pool for training (each run
-takes its own share of it) and a test set that no run ever trains on. A fingerprint of the arrays goes into the zoo.
+Every set is fixed: the same images in the same order in every process, with one fixed split into a pool for training
+(each run takes its own share of it) and a test set that no run ever trains on. A fingerprint of the arrays goes into
+the zoo.
 """
 
 from __future__ import annotations
@@ -114,13 +115,17 @@ def load_mnist_dataset(pool: int = 10000, test: int = 2000, size: int = 14) -> I
     if not folder or not path.is_file():
         where = f"{path} is not a file" if folder else "METANET_DATA is not set"
         raise ZooError(
-            f"data set mnist: {where}", hint="set METANET_DATA to the folder that holds mnist.npz, or use data.name=digits"
+            f"data set mnist: {where}",
+            hint="set METANET_DATA to the folder that holds mnist.npz, or use data.name=digits",
         )
     with np.load(path, allow_pickle=False) as arrays:
         missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays.files)
         if missing:
             raise ZooError(f"array {sorted(missing)[0]} is missing", where=path, hint="fetch mnist.npz again")
-        parts = [(arrays["x_train"][:pool], arrays["y_train"][:pool]), (arrays["x_test"][:test], arrays["y_test"][:test])]
+        parts = [
+            (arrays["x_train"][:pool], arrays["y_train"][:pool]),
+            (arrays["x_test"][:test], arrays["y_test"][:test]),
+        ]
     for x, y in parts:
         if x.shape != (len(y), 28, 28) or x.dtype != np.uint8:
             raise ZooError(f"images are {x.dtype}{x.shape}, expected uint8 (count, 28, 28)", where=path)
@@ -149,7 +154,9 @@ def check_data_options(raw: object) -> dict[str, Any]:
     options = {"name": raw} if isinstance(raw, str) else raw
     if not isinstance(options, Mapping) or options.get("name") not in _OPTIONS:
         name = options.get("name") if isinstance(options, Mapping) else options
-        raise ConfigError(f"{clean(repr(name), 60)} is no data set", where="data.name", hint=f"known: {', '.join(_OPTIONS)}")
+        raise ConfigError(
+            f"{clean(repr(name), 60)} is no data set", where="data.name", hint=f"known: {', '.join(_OPTIONS)}"
+        )
     known = _OPTIONS[options["name"]]
     unknown = [key for key in options if key != "name" and key not in known]
     if unknown:
@@ -158,7 +165,9 @@ def check_data_options(raw: object) -> dict[str, Any]:
     for key, (default, low, high) in known.items():
         value = options.get(key, default)
         if type(value) is not int or not low <= value <= high or (key == "size" and value not in (14, 28)):
-            raise ConfigError(f"{clean(repr(value), 40)}, expected a whole number from {low} to {high}", where=f"data.{key}")
+            raise ConfigError(
+                f"{clean(repr(value), 40)}, expected a whole number from {low} to {high}", where=f"data.{key}"
+            )
         result[key] = value
     if result["name"] == "digits" and result["pool"] + result["test"] > 1797:
         raise ConfigError(f"pool + test is {result['pool'] + result['test']}, but there are 1797 images", where="data")

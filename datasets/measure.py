@@ -19,7 +19,9 @@ __all__ = ["measure_many", "measure_one"]
 _BATCH = 256
 
 
-def measure_many(networks: Networks, images: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def measure_many(
+    networks: Networks, images: Tensor, labels: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean loss and accuracy of each network, in evaluation mode.
 
     Args:

@@ -8,7 +8,8 @@ SGD with momentum, Adam and AdamW are one formula with per-network constants (ro
     w = (1 - rate * decay) * w - rate / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + epsilon)
 
 For SGD both corrections and the divisor are 1. The steps equal those of ``torch.optim`` up to rounding.
-Sources: Kingma and Ba, Adam, 2015, algorithm 1; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, algorithm 2.
+Sources: Kingma and Ba, Adam, 2015, algorithm 1; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,
+algorithm 2.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -30,7 +31,7 @@ class Pool:
 
     def __init__(self, folder: Path, size: int) -> None:
         self._folder = folder
-        self._errors: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(size)]
+        self._errors: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(size)]  # noqa: SIM115 - see __exit__
         command = [sys.executable, "-c", "from metanet.datasets.worker import main; main()", str(folder)]
         self._processes = [
             subprocess.Popen(
@@ -46,12 +47,14 @@ class Pool:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for process in self._processes:
-            # A worker ends when its input does; killing makes sure, and nothing it was writing counts until it is whole.
+            # Nothing that it was writing counts until it is whole, so there is no need to ask it nicely.
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    # A request that a dead worker never read is flushed in vain.
+                    with contextlib.suppress(OSError):
+                        pipe.close()
         for errors in self._errors:
             errors.close()
 

@@ -1,6 +1,7 @@
 """What does the index say about a snapshot, and about a run that failed?
 
-A record is flat, so that the index reads as a table: one column per setting that was drawn and per quality that was measured.
+A record is flat, so that the index reads as a table: a column for each setting that was drawn and each quality that was
+measured.
 """
 
 from __future__ import annotations

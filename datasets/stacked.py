@@ -1,9 +1,9 @@
 """How do many networks of one architecture run at once?
 
-Their parameters are the rows of one matrix; each tensor is a view of a strip of its columns. ``torch.func.vmap`` runs the
-architecture's own module over the rows, in training mode too: the running statistics of batch norm are stacked like everything
-else, so the module updates each network's own. On the CPU ``vmap`` turns the convolutions of n networks into one grouped
-convolution, which oneDNN runs fast where the widths are multiples of 8.
+Their parameters are the rows of one matrix; each tensor is a view of a strip of its columns. ``torch.func.vmap`` runs
+the architecture's own module over the rows, in training mode too: the running statistics of batch norm are stacked like
+everything else, so the module updates each network's own. On the CPU ``vmap`` turns the convolutions of n networks into
+one grouped convolution, which oneDNN runs fast where the widths are multiples of 8.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Networks", "initial_state"]
 
 
 def initial_state(module: nn.Module, generator: torch.Generator, scale: float) -> dict[str, Tensor]:
-    """First weights: normal with deviation ``scale / sqrt(fan-in)``; biases uniform within the same; norms the identity.
+    """First weights: normal with deviation ``scale / sqrt(fan-in)``; biases uniform within that; norms the identity.
 
     Args:
         module: gives names, shapes and kinds of layers; it is not changed.
@@ -60,7 +60,9 @@ class Networks:
         self.module = architecture.build().to(dtype)
         self.names = [name for name, _ in self.module.named_parameters()]
         self.shapes = [parameter.shape for _, parameter in self.module.named_parameters()]
-        self.parameters = torch.stack([torch.cat([s[name].reshape(-1) for name in self.names]) for s in states]).to(dtype)
+        self.parameters = torch.stack([torch.cat([s[name].reshape(-1) for name in self.names]) for s in states]).to(
+            dtype
+        )
         self.buffers = {
             name: torch.stack([state[name] for state in states]).to(buffer.dtype)
             for name, buffer in self.module.named_buffers()

@@ -49,7 +49,9 @@ def safe_path(folder: Path, name: object) -> Path:
         ZooError: for any other name, and for links that lead out.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ZooError(f"names the file {clean(repr(name), 80)}, which no zoo holds", where=folder, hint="do not trust it")
+        raise ZooError(
+            f"names the file {clean(repr(name), 80)}, which no zoo holds", where=folder, hint="do not trust it"
+        )
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ZooError(f"{name} is a link that leads out of the folder", where=folder, hint="do not trust it")
@@ -88,7 +90,9 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise ZooError(f"cannot be read: {error}", where=path, hint="restore the file, or build the zoo again") from error
+        raise ZooError(
+            f"cannot be read: {error}", where=path, hint="restore the file, or build the zoo again"
+        ) from error
     if not isinstance(value, dict):
         raise ZooError(f"holds {type(value).__name__}, expected a JSON object", where=path)
     return value
@@ -135,23 +139,39 @@ def read_index(path: Path, stated: Mapping[str, Any]) -> list[dict[str, Any]]:
     try:
         size = path.stat().st_size
         if size != stated["bytes"] or size > MAX_INDEX_BYTES:
-            raise ZooError(f"has {size} bytes, the manifest says {stated['bytes']}", where=path, hint="restore the file")
+            raise ZooError(
+                f"has {size} bytes, the manifest says {stated['bytes']}", where=path, hint="restore the file"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ZooError(f"cannot be read: {error.strerror}", where=path, hint="restore the file") from error
     if hashlib.sha256(data).hexdigest() != stated["sha256"]:
-        raise ZooError("is not the file that the manifest describes (SHA-256 differs)", where=path, hint="restore the file")
+        raise ZooError(
+            "is not the file that the manifest describes (SHA-256 differs)", where=path, hint="restore the file"
+        )
     records = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
             record = parse_json(line) if len(line) <= MAX_LINE_BYTES else None
         except ValueError as error:
             raise ZooError(f"line {number} is no JSON: {error}", where=path) from error
-        if not isinstance(record, dict) or not _REQUIRED <= record.keys():
+        if not isinstance(record, dict) or not record.keys() >= _REQUIRED:
             missing = sorted(_REQUIRED - record.keys())[:1] if isinstance(record, dict) else ["everything"]
             raise ZooError(f"line {number} is no record: {missing[0] if missing else ''} is missing", where=path)
         records.append(record)
     return records
 
 
-_REQUIRED = {"run", "snapshot", "step", "split", "parent", "status", "reason", "shard", "key", "architecture", "test_accuracy"}
+_REQUIRED = {
+    "run",
+    "snapshot",
+    "step",
+    "split",
+    "parent",
+    "status",
+    "reason",
+    "shard",
+    "key",
+    "architecture",
+    "test_accuracy",
+}

@@ -1,7 +1,7 @@
 """How is one group of networks trained at once, and what is kept of each?
 
-All runs of a group share an architecture. Each has its own first weights, share of the images, order of minibatches, optimiser and
-length. A run that has taken its last step, or diverged, leaves the group; the others go on.
+All runs of a group share an architecture. Each has its own first weights, share of the images, order of minibatches,
+optimiser and length. A run that has taken its last step, or diverged, leaves the group; the others go on.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def train_group(
         progress: is told how many network-steps were done since it was last called.
 
     Returns:
-        Every snapshot whose weights and metrics are finite, and one failure for each run that diverged, both by run and step.
+        Every snapshot whose weights and metrics are finite, and one failure for each run that diverged; both by run.
     """
     if not runs:
         return [], []

@@ -23,8 +23,8 @@ from .zoo import Zoo, ZooEntry
 
 __all__ = ["VerifyReport", "verify_zoo"]
 
-# Many networks at once sum in another order than one alone: float32 losses differ in the last digits, and an image on the border
-# between two classes may fall to either side.
+# Many networks at once sum in another order than one alone: float32 losses differ in the last digits, and an image on
+# the border between two classes may fall to either side.
 _LOSS_TOLERANCE = 1e-3
 _IMAGES_TOLERANCE = 1.5
 
@@ -111,16 +111,18 @@ def verify_zoo(
         problems.append(f"the index has {len(zoo)} networks of {len(runs)} runs, the manifest says {stated}")
     share = len(zoo.failures) / max(1, len(runs))
     if share > max_failed:
-        problems.append(f"{share:.1%} of the runs failed, at most {max_failed:.1%} may; first: {zoo.failures[0]['reason']}")
+        problems.append(
+            f"{share:.1%} of the runs failed, at most {max_failed:.1%} may; first: {zoo.failures[0]['reason']}"
+        )
     rows = np.random.default_rng(seed).permutation(len(zoo))[: max(0, sample)]
     worst = 0.0
     try:
         draw = draw_zoo(ZooConfig.from_mapping(manifest["config"]), zoo.data)
         for count, row in enumerate(sorted(rows.tolist()), 1):
             settings = draw.runs[zoo[row].run] if zoo[row].run < len(draw.runs) else None
-            found, error = _measure_again(zoo[row], settings, draw)
+            found, difference = _measure_again(zoo[row], settings, draw)
             problems += found
-            worst = max(worst, error)
+            worst = max(worst, difference)
             progress(count, len(rows))
     except ZooError as error:
         problems.append(str(error))

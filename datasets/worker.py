@@ -1,8 +1,8 @@
 """How does a process build groups for another one?
 
-Requests come on standard input, one JSON object per line: ``{"group": 3}``. Replies go to standard output: ``{"steps": 120}`` while
-it works, ``{"done": 3, "failed": 0}`` when the group is on the disk, ``{"error": "..."}`` otherwise. The process ends as soon as
-its input does, in the middle of a group too: its owner was killed.
+Requests come on standard input, one JSON object per line: ``{"group": 3}``. Replies go to standard output:
+``{"steps": 120}`` while it works, ``{"done": 3, "failed": 0}`` when the group is on the disk, ``{"error": "..."}``
+otherwise. The process ends as soon as its input does, in the middle of a group too: its owner was killed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["environment", "main"]
 def environment() -> dict[str, str]:
     """The environment of a worker: its own single thread, and memory that is kept.
 
-    Tensors of more than 128 KiB would otherwise be given back to the system after every operation, and the page faults of getting
-    them again cost several times what the operation does. (33554432 is the highest threshold that glibc takes.)
+    Large tensors would otherwise be given back to the system after every operation, and the page faults of getting them
+    again cost several times what the operation does. (33554432 is the highest threshold that glibc takes.)
     """
     return {
         **os.environ,

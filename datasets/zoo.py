@@ -99,18 +99,19 @@ class ZooEntry:
 
     @property
     def split(self) -> str:
-        """"train", "val" or "test"."""
+        """One of "train", "val" and "test"."""
         return str(self.record["split"])
 
     def __repr__(self) -> str:
-        accuracy = self.record["test_accuracy"]
-        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, test_accuracy={accuracy:.4f}, {self.architecture})"
+        accuracy = f"test_accuracy={self.record['test_accuracy']:.4f}"
+        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, {accuracy}, {self.architecture})"
 
 
-class Zoo(Sequence[ZooEntry]):
+class Zoo:
     """A finished zoo on disk. Use :meth:`open`.
 
-    ``zoo[i]`` is its i-th network, :attr:`index` the table of all of them, :attr:`failures` the records of runs that diverged.
+    ``zoo[i]`` is its i-th network, :attr:`index` the table of all of them, :attr:`failures` the records of runs that
+    diverged.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
@@ -123,7 +124,7 @@ class Zoo(Sequence[ZooEntry]):
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Zoo:
-        """The zoo in ``folder``: manifest and index are checked, shards by their size only (``verify_zoo`` reads them all).
+        """The zoo in ``folder``: manifest and index are checked, shards by their size (``verify_zoo`` reads them all).
 
         Raises:
             ZooError: if the folder is no complete zoo, or a file is missing or was changed.
@@ -152,17 +153,19 @@ class Zoo(Sequence[ZooEntry]):
         if record["status"] == "ok":
             if record["shard"] not in self.manifest["files"] or type(record["key"]) is not int or record["key"] < 0:
                 shown = clean(f"{record['shard']!r} row {record['key']!r}", 80)
-                raise ZooError(f"run {clean(record['run'], 20)} lies in {shown}, which the manifest does not have", where=where)
+                raise ZooError(
+                    f"run {clean(record['run'], 20)} lies in {shown}, which the manifest does not have", where=where
+                )
         elif record["status"] != "failed":
-            raise ZooError(f"run {clean(record['run'], 20)} has status {clean(repr(record['status']), 40)}", where=where)
+            raise ZooError(
+                f"run {clean(record['run'], 20)} has status {clean(repr(record['status']), 40)}", where=where
+            )
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i: Any) -> Any:
+    def __getitem__(self, i: int) -> ZooEntry:
         """The network in row ``i`` of the index."""
-        if isinstance(i, slice):
-            return [ZooEntry(self, record) for record in self.index[i]]
         return ZooEntry(self, self.index[int(i)])
 
     def __iter__(self) -> Iterator[ZooEntry]:
@@ -203,7 +206,9 @@ class Zoo(Sequence[ZooEntry]):
                     )
                 state[name] = part[row]
             except safetensors.SafetensorError as error:
-                raise ZooError(clean(error, 200), where=self.folder / record["shard"], hint="restore the file") from error
+                raise ZooError(
+                    clean(error, 200), where=self.folder / record["shard"], hint="restore the file"
+                ) from error
         return state
 
     @functools.cache  # noqa: B019 - a zoo lives as long as its program
