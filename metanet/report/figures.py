@@ -136,25 +136,25 @@ def curves(training: Mapping[str, Any]) -> str:
     return _svg(draw, (5.2 if len(panels) == 1 else 10.6, 3.3), "Training curve: " + ", ".join(panels))
 
 
-def intervals(models: Sequence[Mapping[str, Any]]) -> str:
-    """Kendall's tau of every model as a point on its bootstrap interval."""
+def intervals(models: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The score of every model as a point on its bootstrap interval."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for i, model in enumerate(reversed(models)):
             colour = SERIES[1] if model["kind"] == "baseline" else SERIES[0]
-            low, high = model.get("tau_interval") or (model["tau"], model["tau"])
+            low, high = model.get("interval") or (model["score"], model["score"])
             axes.plot([low, high], [i, i], color=colour, linewidth=2.4, alpha=0.55, solid_capstyle="round")
-            axes.plot([model["tau"]], [i], "o", color=colour, markersize=7)
-            axes.annotate(f"{model['tau']:.3f}", (model["tau"], i), (0, 8), textcoords="offset points", ha="center")
+            axes.plot([model["score"]], [i], "o", color=colour, markersize=7)
+            axes.annotate(f"{model['score']:.3f}", (model["score"], i), (0, 8), textcoords="offset points", ha="center")
         axes.set_yticks(range(len(models)), [model["name"] for model in reversed(models)])
         axes.tick_params(axis="y", colors=INK)
-        axes.set(ylim=(-0.6, len(models) - 0.25), xlabel="Kendall's tau on held-out runs, with its 95 % interval")
+        axes.set(ylim=(-0.6, len(models) - 0.25), xlabel=f"{metric} on held-out runs, with its 95 % interval")
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
-    return _svg(draw, (10.6, 0.9 + 0.52 * len(models)), "Kendall's tau of each model with its interval")
+    return _svg(draw, (10.6, 0.9 + 0.52 * len(models)), f"{metric} of each model with its interval")
 
 
 def _number_format(axes: Axes, share: bool, both: bool) -> None:

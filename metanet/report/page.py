@@ -16,6 +16,10 @@ from metanet.report import figures
 from metanet.report.values import check_values, complete, load_values
 
 PAGE, VALUES = "report.html", "report.json"
+METRIC = {
+    "label": "Kendall's tau",
+    "explanation": "Kendall's tau says how well the order of the networks is told: 1 is the right order, 0 is chance.",
+}
 
 
 def render_report(values: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -82,7 +86,8 @@ def _page(values: Mapping[str, Any]) -> str:
     drawings = dict.fromkeys(("scatter", "histogram", "curves", "intervals")) | _drawings(
         values, target["label"], target["share"]
     )
-    shown = complete(values) | {"target": target, "drawings": drawings}
+    metric = values.get("metric") or METRIC
+    shown = complete(values) | {"target": target, "metric": {"explanation": ""} | metric, "drawings": drawings}
     return environment.get_template("report.html.j2").render(shown)
 
 
@@ -96,7 +101,7 @@ def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, M
     if (values.get("training") or {}).get("curves"):
         drawn["curves"] = figures.curves(values["training"])
     if values.get("models"):
-        drawn["intervals"] = figures.intervals(values["models"])
+        drawn["intervals"] = figures.intervals(values["models"], (values.get("metric") or METRIC)["label"])
     return {name: Markup(text) for name, text in drawn.items()}  # noqa: S704 - matplotlib escapes the text it is given
 
 

@@ -162,7 +162,7 @@ def planted() -> list[tuple[str, Any, str]]:
         ("title", None, "title: is missing"),
         ("seconds", "long", "seconds: expected float"),
         ("seconds", float("nan"), "seconds: expected float"),
-        ("models", [{"name": "m", "kind": "baseline"}], "models[0].tau: is missing"),
+        ("models", [{"name": "m", "kind": "baseline"}], "models[0].score: is missing"),
         ("models", {"name": "m"}, "models: expected a list"),
         ("zoo", [1], "zoo: expected an object"),
         ("zoo", {"runs": 1.5}, "zoo.runs: expected int"),
