@@ -226,25 +226,30 @@ def explicit(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("build", "shape", "extra"),
+    ("build", "shape", "extra", "wide"),
     [
-        (lambda: mlp([3, 4, 4, 2], torch.relu), (400, 3), 0),
-        (lambda: mlp([3, 4, 4, 2], torch.tanh), (64, 3), 0),
-        (lambda: ResidualMLP(4, 5, torch.relu), (400, 3), 0),
-        (conv_bn, (16, 2, 4, 4), 9),
+        (lambda: mlp([3, 4, 4, 2], torch.relu), (400, 3), 0, 4),
+        (lambda: mlp([3, 4, 4, 2], torch.tanh), (64, 3), 0, 1),
+        (lambda: ResidualMLP(4, 5, torch.tanh), (400, 3), 0, 1),
+        (
+            lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1)),
+            (64, 2, 3, 3),
+            4,
+            4,
+        ),
     ],
     ids=["relu", "tanh", "residual", "batch norm"],
 )
 def test_scalings_span_the_kernel_of_the_jacobian(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], extra: int
+    build: Callable[[], nn.Module], shape: tuple[int, ...], extra: int, wide: float
 ) -> None:
     """Tangents of the scalings lie in the kernel of df/dtheta, are independent, and span it where nothing is named.
 
-    ``extra`` says how many additive null directions are known besides: a bias before a batch norm against its running
-    mean, one per channel.
+    ``extra`` says how many additive null directions are known besides: the bias before a batch norm against its running
+    mean, and that mean against the bias behind it: two per channel.
     """
     # Wide inputs switch every unit on and off; a unit that is always on has more symmetries than its architecture.
-    model, x = seeded(build).eval(), 4 * draw(*shape, dtype=torch.float64)
+    model, x = seeded(build).eval(), wide * draw(*shape, dtype=torch.float64)
     spec = symmetry.trace(model, (x.float(),))
     state = generic_state(spec, model.state_dict(), torch.Generator().manual_seed(5))
     model = explicit(model.to(torch.float64))
