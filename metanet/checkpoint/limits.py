@@ -29,7 +29,7 @@ MAX_MEMBERS = 200_000
 MAX_NAME = 512
 MAX_AXES = 16
 MAX_HEADER_BYTES = 64 * 1024 * 1024
-MAX_PICKLE_BYTES = 64 * 1024 * 1024
+MAX_PICKLE_BYTES = 32 * 1024 * 1024
 # Weights hardly compress; text in a pickle compresses well, but not a hundredfold.
 MAX_RATIO = 100
 

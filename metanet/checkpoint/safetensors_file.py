@@ -27,6 +27,7 @@ from metanet.io import open_atomic, parse_json
 __all__ = ["DTYPES", "looks_like_safetensors", "read_safetensors", "write_safetensors"]
 
 METADATA = "__metadata__"
+MAX_ELEMENTS = 1 << 48
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -89,7 +90,7 @@ def _entry(tensor: str, entry: Any, available: int, name: Path) -> tuple[torch.d
         raise refuse(f"lies at bytes {clean(begin, 40)} to {clean(end, 40)} of {available}")
     needed = math.prod(shape) * DTYPES[kind].itemsize
     # A size of 0 beside a huge one needs no bytes, yet torch cannot hold it.
-    if needed != end - begin or any(n > max(available, 1) for n in shape):
+    if needed != end - begin or math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
         raise refuse(f"has shape {clean(shape, 60)} of {kind} but {end - begin} bytes")
     return DTYPES[kind], tuple(shape), begin, end
 

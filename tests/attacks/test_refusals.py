@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import metanet
+from metanet.checkpoint import pickle_scan
 from metanet.errors import CheckpointError
 
 from .architecture_attacks import ARCHITECTURES
@@ -110,4 +111,10 @@ def test_a_failing_reader_is_not_retried(folder: Path, monkeypatch: pytest.Monke
 def test_readings_that_differ_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "load", lambda *_, **__: {**state(), "0.bias": torch.zeros(9)})
     with pytest.raises(CheckpointError, match=r"tensor '0.bias': its two readings differ"):
+        metanet.load(write(folder, "a.pt", torch_bytes(state())), activation="relu")
+
+
+def test_endless_pickles_are_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_scan, "MAX_STEPS", 10)
+    with pytest.raises(CheckpointError, match="takes more than 10 steps"):
         metanet.load(write(folder, "a.pt", torch_bytes(state())), activation="relu")

@@ -27,6 +27,13 @@ def _shared_tuples() -> bytes:
     )
 
 
+def _walked_again() -> bytes:
+    # A list of 50,000 pairs, made into a dictionary 100 times for six bytes each.
+    pairs = b"](" + b"".join(b"X\x05\x00\x00\x00%05dK\x01\x86" % i for i in range(50_000)) + b"e"
+    again = b"h\x01h\x00\x85R" * 100
+    return b"\x80\x02" + pairs + b"q\x00ccollections\nOrderedDict\nq\x01" + again + b"."
+
+
 _WHOLE = torch.nn.Sequential(torch.nn.Linear(3, 4))
 _CODE = "which is code and not data: nothing was run"
 
@@ -39,7 +46,7 @@ RUNS_CODE = (
     Attack("in_skipped_entry", pt(lambda: torch_bytes({"state_dict": state(), "x": Payload()})), "posix.system"),
     Attack("plain_pickle", pt(lambda: pickle.dumps({"w": Payload()})), "pickles can run code"),
     Attack("protocol_4", pt(lambda: torch_zip(pickle.dumps({"w": Payload()}, 4))), "'posix.system'"),
-    Attack("protocol_0", pt(lambda: torch_zip(pickle.dumps({"w": Payload()}, 0))), "which is code"),
+    Attack("protocol_0", pt(lambda: torch_zip(pickle.dumps({"w": Payload()}, 0))), "the instruction 'DICT'"),
     Attack(
         "legacy_header_payload",
         pt(lambda: pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(Payload(), 2)),
@@ -148,4 +155,6 @@ TAKES_MEMORY = (
         pt(lambda: torch_zip(dictionary(("w", tensor_ops((4,), 4))), {"0": bytes(16)}, compress=True)),
         "is compressed, which torch never does",
     ),
+    Attack("walked_again_and_again", pt(lambda: torch_zip(_walked_again())), "takes more than 3000000 steps"),
+    Attack("odd_escape", pt(lambda: torch_zip(b"S'\\c'\n.")), "'STRING'"),
 )

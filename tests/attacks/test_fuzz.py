@@ -1,0 +1,84 @@
+"""Does a reader given any damaged file either open it or refuse it, and never fail in another way?"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import metanet
+from metanet.checkpoint import save_checkpoint
+from metanet.errors import CheckpointError
+
+from .pickles import agent_state, agent_zip, state, torch_bytes
+
+
+def _safetensors() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.safetensors"
+        save_checkpoint(path, state())
+        return path.read_bytes()
+
+
+FILES = {
+    "torch": torch_bytes({"epoch": 3, "state_dict": state()}),
+    "legacy": torch_bytes(state(), legacy=True),
+    "agent": agent_zip(torch_bytes(agent_state())),
+    "safetensors": _safetensors(),
+}
+
+
+@st.composite
+def damages(draw: st.DrawFn, size: int) -> list[tuple[str, int, bytes]]:
+    """Up to four changes: bytes written over, put in, taken out, or the end cut off."""
+    kinds = st.sampled_from(["write", "write", "insert", "remove", "cut"])
+    interesting = st.sampled_from(
+        [b"\xff" * 4, b"\x00" * 8, b"\xff" * 8, b"R", b"c", b".", b"}", b"PK\x01\x02", b"9999"]
+    )
+    change = st.tuples(kinds, st.integers(0, size - 1), st.binary(min_size=1, max_size=6) | interesting)
+    return draw(st.lists(change, min_size=1, max_size=4))
+
+
+def _apply(data: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
+    for kind, at, content in changes:
+        match kind:
+            case "write":
+                data = data[:at] + content + data[at + len(content) :]
+            case "insert":
+                data = data[:at] + content + data[at:]
+            case "remove":
+                data = data[:at] + data[at + len(content) :]
+            case _:
+                data = data[:at]
+    return data
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_any_damage(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(damages(len(FILES[kind])))
+    def check(changes: list[tuple[str, int, bytes]]) -> None:
+        path.write_bytes(_apply(FILES[kind], changes))
+        try:
+            checkpoint = metanet.load(path, activation="relu")
+        except CheckpointError as error:
+            refusal = error
+        else:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in checkpoint.state.values())
+            return
+        assert str(refusal).isprintable()
+        assert refusal.hint
+
+    check()
+
+
+def test_the_undamaged_files_open(tmp_path: Path) -> None:
+    for data in FILES.values():
+        (tmp_path / "a.bin").write_bytes(data)
+        assert metanet.load(tmp_path / "a.bin", activation="relu").parameters
