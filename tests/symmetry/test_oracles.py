@@ -230,7 +230,7 @@ def explicit(model: nn.Module) -> nn.Module:
     [
         (lambda: mlp([3, 4, 4, 2], torch.relu), (400, 3), 0, 4),
         (lambda: mlp([3, 4, 4, 2], torch.tanh), (64, 3), 0, 1),
-        (lambda: ResidualMLP(4, 5, torch.tanh), (400, 3), 0, 1),
+        (lambda: ResidualMLP(4, 5, torch.tanh), (400, 3), 14, 1),
         (
             lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1)),
             (64, 2, 3, 3),
@@ -246,7 +246,8 @@ def test_scalings_span_the_kernel_of_the_jacobian(
     """Tangents of the scalings lie in the kernel of df/dtheta, are independent, and span it where nothing is named.
 
     ``extra`` says how many additive null directions are known besides: the bias before a batch norm against its running
-    mean, and that mean against the bias behind it: two per channel.
+    mean, and that mean against the bias behind it, two per channel; what the last layer, two rows on a stream of four,
+    does not see of the branch that writes into the stream: 2 x 5 weights, and its 4 biases against the last one.
     """
     # Wide inputs switch every unit on and off; a unit that is always on has more symmetries than its architecture.
     model, x = seeded(build).eval(), wide * draw(*shape, dtype=torch.float64)
