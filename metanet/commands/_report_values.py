@@ -1,0 +1,163 @@
+"""Which values does the report of a training show? Sections of `report.json`, put together from finished results."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from metanet.commands._training import Training
+from metanet.commands.zoo_build import summarize
+
+if TYPE_CHECKING:
+    from metanet.datasets import Zoo
+    from metanet.tasks import Evaluation, ModelScore
+    from metanet.train import Trained
+
+METRICS = {
+    "tau": {
+        "label": "Kendall's tau",
+        "explanation": "Kendall's tau says how well the order of the networks is told: 1 is the right order, 0 is chance.",
+    },
+    "balanced_accuracy": {
+        "label": "balanced accuracy",
+        "explanation": "Balanced accuracy is the share of right answers, averaged over the classes.",
+    },
+}
+NAMES = {
+    "average": "metanetwork + gradient boosting",
+    "metanet": "metanetwork",
+    "trees": "layer statistics + gradient boosting",
+    "flat": "flat MLP on raw weights",
+    "constant": "constant",
+    "linear": "layer statistics + linear model",
+}
+KINDS = {"average": "average", "metanet": "metanetwork"}
+
+
+def training_values(training: Training, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
+    """What every training's report has: the target, the models, held-out predictions, curve, configuration, versions."""
+    from metanet.tasks import training_curves
+    from metanet.train.artefact import versions
+
+    column = training.task.column
+    numbers = evaluation.metric == "tau"
+    values: dict[str, Any] = {
+        "format": "metanet.report/1",
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "target": {
+            "column": column,
+            "label": column.replace("_", " "),
+            "share": numbers and all(0 <= float(v) <= 1 for v in evaluation.true),
+        },
+        "metric": METRICS[evaluation.metric],
+        "verdict": verdict(evaluation),
+        "models": [model_row(model, evaluation) for model in evaluation.models],
+        "training": {
+            "epochs": [int(row["epoch"]) for row in trained.history],
+            "best_epoch": trained.best_epoch,
+            "curves": readable_curves(training_curves(trained.history)),
+        },
+        "configuration": {key: training.config[key] for key in ("task", "dataset", "model", "trainer")},
+        "seeds": {"root": training.settings.seed},
+        "versions": versions(),
+        "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()},
+    }
+    if numbers:
+        values["predictions"] = {
+            "model": NAMES[evaluation.chosen.name],
+            "true": list(evaluation.true),
+            "predicted": list(evaluation.predicted),
+        }
+    if training.zoo is not None:
+        values["zoo"] = zoo_values(training.zoo, column if numbers else None)
+        values["seeds"]["zoo"] = training.zoo.manifest["config"]["seed"]
+        values["configuration"]["zoo"] = training.zoo.manifest["config"]
+    return values
+
+
+def zoo_values(zoo: Zoo, column: str | None) -> dict[str, Any]:
+    """The zoo's section: what is in it, and how its networks are spread over `column`."""
+    summary = summarize(zoo)
+    keys = ("name", "runs", "failed_runs", "networks", "parameters", "families", "split")
+    values: dict[str, Any] = {key: summary[key] for key in keys}
+    values["data"] = f"images of {zoo.manifest['config']['data']['name']}"
+    if column is not None:
+        values["values"] = [float(value) for value in zoo.index[column]]
+    return values
+
+
+def model_row(model: ModelScore, evaluation: Evaluation) -> dict[str, Any]:
+    """One row of the table of models."""
+    metric = evaluation.metric
+    interval = model.intervals.get(metric)
+    best = max((m for m in evaluation.models if _known(m, metric)), key=lambda m: m.values[metric], default=None)
+    row = {
+        "name": NAMES.get(model.name, model.name),
+        "kind": KINDS.get(model.name, "baseline"),
+        "description": model.description,
+        "score": model.values[metric],
+        "interval": [interval.low, interval.high] if interval and interval.draws else None,
+        "r2": model.values.get("r2"),
+        "mae": model.values.get("mae"),
+        "accuracy": model.values.get("accuracy"),
+        "seconds": model.seconds,
+        "best": model is best,
+        "chosen": model is evaluation.chosen,
+    }
+    return {key: _finite(value) for key, value in row.items()} | {"score": _finite(row["score"]) or 0.0}
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """The honest sentence: is what was trained the best of what was tried, and what is it?"""
+    metric, label = evaluation.metric, METRICS[evaluation.metric]["label"]
+    scores = {m.name: m.values[metric] for m in evaluation.models if _known(m, metric)}
+    rivals = {name: score for name, score in scores.items() if KINDS.get(name) is None}
+    chosen = evaluation.chosen.name
+    if chosen not in scores or not rivals:
+        return f"{label} on held-out runs: {scores.get(chosen, float('nan')):.3f}."
+    best = max(rivals, key=lambda name: rivals[name])
+    ours, theirs = scores[chosen], rivals[best]
+    if chosen == "average":
+        what = (
+            f"The model is an average: {evaluation.share:.0%} metanetwork and {1 - evaluation.share:.0%} gradient boosting "
+            f"on layer statistics, the share chosen on validation runs."
+        )
+    else:
+        what = "The model is the metanetwork by itself."
+    if ours >= theirs:
+        relation = f"Its {label} of {ours:.3f} on held-out runs is not below any baseline (the best, {NAMES[best]}: {theirs:.3f})."
+    else:
+        relation = f"With a {label} of {ours:.3f} on held-out runs it is NOT the best: {NAMES[best]} has {theirs:.3f}."
+    if chosen == "average" and "metanet" in scores:
+        alone = scores["metanet"]
+        word = "not below" if alone >= theirs else "below"
+        relation += f" The metanetwork alone has {alone:.3f}, {word} the best baseline."
+    return f"{what} {relation}"
+
+
+def readable_curves(curves: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, dict[str, list[float | None]]]:
+    """The loss and the metric that counts; the learning rate and the rest stay in metrics.csv."""
+    wanted = {"loss": ("loss", None), "validation": ("validation", ("tau", "balanced_accuracy"))}
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for panel, lines in curves.items():
+        if panel in wanted and lines:
+            names = wanted[panel][1]
+            kept = {name: line for name, line in lines.items() if names is None or name in names}
+            if panel == "validation" and len(kept) == 1:
+                ((name, line),) = kept.items()
+                found[f"{METRICS[name]['label']} on validation runs"] = {name: line}
+            elif kept:
+                found[panel] = kept
+    return found
+
+
+def _known(model: ModelScore, metric: str) -> bool:
+    value = model.values.get(metric)
+    return value is not None and value == value
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

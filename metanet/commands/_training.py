@@ -1,0 +1,79 @@
+"""What does a composed configuration train, on what, and what is told of the result? Shared by `train` and `demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metanet.commands._terminal import progress
+from metanet.commands._zoo_data import zoo_items
+from metanet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from metanet.datasets import Zoo
+    from metanet.tasks import Evaluation, Method, PropertyData, PropertyTask
+    from metanet.train import Trained, TrainerSettings
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that `metanet train` needs, made from its configuration.
+
+    Attributes:
+        task, data, model, settings: What the trainer is handed.
+        folder: Where the model goes.
+        zoo: The zoo that the data are from, if they are from one.
+        config: The composed configuration.
+    """
+
+    task: PropertyTask
+    data: PropertyData
+    model: Mapping[str, Any]
+    settings: TrainerSettings
+    folder: Path
+    zoo: Zoo | None
+    config: Mapping[str, Any]
+
+    def run(self, overwrite: bool) -> Trained:
+        """Train, or go on with a run that was killed."""
+        from metanet.train import train
+
+        return train(self.task, self.data, self.model, self.settings, self.folder, overwrite)
+
+    def assess(self, baselines: Sequence[Method]) -> Evaluation:
+        """Measure the trained model on the held-out part."""
+        from metanet.tasks import PropertyModel, evaluate
+
+        seed = self.settings.seed
+        return evaluate(PropertyModel.open(self.folder), self.task, self.data, baselines=baselines, seed=seed)
+
+
+def prepare(config: Mapping[str, Any]) -> Training:
+    """Read the data that a configuration names, and check the rest of it first.
+
+    Raises:
+        ConfigError: A setting is unknown, missing or impossible.
+        ZooError: The zoo is not there or not finished.
+    """
+    from metanet.tasks import labelled_folder, property_data, task_from_mapping
+    from metanet.train import TrainerSettings
+
+    task = task_from_mapping(config["task"])
+    settings = TrainerSettings.from_mapping(config["trainer"])
+    dataset = dict(config["dataset"])
+    resplit, kind = bool(dataset.pop("resplit", False)), dataset.get("kind")
+    zoo: Zoo | None = None
+    if kind == "zoo":
+        from metanet.datasets import Zoo as ZooOnDisk
+
+        zoo = ZooOnDisk.open(dataset["folder"])
+        items = progress(zoo_items(zoo, task.column), "read networks", len(zoo))
+    elif kind == "labelled_folder":
+        folder = labelled_folder(dataset)
+        items = progress(folder.items(task.column), "read networks", len(folder.rows()))
+    else:
+        raise ConfigError(f"{kind!r} given, expected zoo or labelled_folder", where="dataset.kind")
+    data = property_data(items, task.column, seed=settings.seed, resplit=resplit)
+    return Training(task, data, config["model"], settings, Path(config["folder"]), zoo, config)

@@ -1,0 +1,91 @@
+"""How does a person get a metanetwork? Compose its configuration, train it or go on with it, and measure it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from metanet.commands._compose import compose
+from metanet.commands._terminal import print_json, say, table
+
+DESCRIPTION = """\
+Train a metanetwork to predict a property of networks from their weights: any column of a zoo's index (a number or a
+label), or of a table beside checkpoint files of your own.
+
+A training that was killed goes on where it stopped when the same command is given again, and ends with the same
+weights. Validation and test are on runs of their own. OVERRIDES are Hydra's.
+"""
+
+EXAMPLES = """\
+examples:
+  metanet train task=property --zoo zoos/digits --folder runs/accuracy
+  metanet train task.column=activation --zoo zoos/digits model=small trainer.epochs=20
+  metanet train dataset=folder dataset.folder=my_checkpoints task.column=accuracy
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="such as task.column=activation or model=small")
+    parser.add_argument("--zoo", metavar="FOLDER", type=Path, help="the zoo to learn from; or dataset.folder=FOLDER")
+    parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where the model goes; or folder=FOLDER")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the folder")
+    parser.add_argument("--baselines", action="store_true", help="also fit the simple baselines, for the comparison")
+    parser.add_argument("--config-dir", metavar="FOLDER", type=Path, help="YAML of your own: FOLDER/model/mine.yaml")
+    parser.add_argument("--json", action="store_true", help="print what was trained, and how good it is, as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from metanet.commands._report_values import training_values
+    from metanet.commands._training import prepare
+    from metanet.report import save_report
+    from metanet.tasks import ConstantMethod, FlatMethod
+
+    config = compose("train", arguments.overrides, arguments.config_dir)
+    if arguments.zoo is not None:
+        config["dataset"]["folder"] = str(arguments.zoo)
+    if arguments.folder is not None:
+        config["folder"] = str(arguments.folder)
+    started = time.monotonic()
+    training = prepare(config)
+    trained = training.run(arguments.overwrite or bool(config.get("overwrite")))
+    evaluation = training.assess((FlatMethod(), ConstantMethod()) if arguments.baselines else ())
+    seconds = round(time.monotonic() - started, 2)
+    values = training_values(training, trained, evaluation) | {
+        "title": f"{values_title(training.task.column)} from weights",
+        "subtitle": f"A metanetwork trained on {len(training.data.part('train')):,} networks.",
+        "command": "metanet train " + " ".join(arguments.overrides),
+        "seconds": seconds,
+    }
+    page = save_report(values, training.folder)
+    if arguments.json:
+        print_json(
+            {
+                "folder": str(training.folder),
+                "epochs": len(trained.history),
+                "best_epoch": trained.best_epoch,
+                "stopped_early": trained.stopped_early,
+                "seconds": seconds,
+                "dropped": [list(entry) for entry in training.data.dropped],
+                "test": evaluation.to_json(),
+                "report": str(page),
+            }
+        )
+        return 0
+    rows = [[m["name"], m["score"], *(m["interval"] or (None, None)), m["r2"], m["accuracy"]] for m in values["models"]]
+    columns = ["on held-out runs", values["metric"]["label"], "from", "to", "R2", "accuracy"]
+    kept = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    print(table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
+    print(f"\n{values['verdict']}")
+    for name, reason in training.data.dropped[:5]:
+        say(f"left out: {name}: {reason}")
+    if len(training.data.dropped) > 5:
+        say(f"left out: {len(training.data.dropped) - 5} more")
+    say(f"took {seconds:.1f} s; {page}")
+    say(f"ask it about a file: metanet predict {training.folder} FILE")
+    return 0
+
+
+def values_title(column: str) -> str:
+    """A column's name as the beginning of a title."""
+    return column.replace("_", " ").capitalize()
