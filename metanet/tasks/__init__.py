@@ -4,6 +4,7 @@ from metanet.tasks.boosting import BoostedTrees, BoostingOptions, fit_trees
 from metanet.tasks.build import build_model
 from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData, PropertyItem, flat_weights, property_data, statistics_of
+from metanet.tasks.evaluate import Evaluation, ModelScore, evaluate, training_curves
 from metanet.tasks.labelled import LabelledFolder, labelled_folder
 from metanet.tasks.methods import (
     ConstantMethod,
@@ -29,6 +30,7 @@ from metanet.tasks.metrics import (
 from metanet.tasks.nested import OuterFold, Plan, nested_cross_validation
 from metanet.tasks.predict import Prediction, PropertyModel, predict
 from metanet.tasks.property import PropertyTask
+from metanet.tasks.registry import task_from_mapping
 from metanet.tasks.splits import check_no_leak, group_folds, split_by_group
 from metanet.tasks.targets import TargetTransform
 
@@ -37,12 +39,14 @@ __all__ = [
     "BoostingOptions",
     "ConstantMethod",
     "Coverage",
+    "Evaluation",
     "FlatMethod",
     "Interval",
     "LabelledFolder",
     "LinearMethod",
     "MetanetMethod",
     "Method",
+    "ModelScore",
     "OuterFold",
     "Plan",
     "Prediction",
@@ -59,6 +63,7 @@ __all__ = [
     "bootstrap_interval",
     "build_model",
     "check_no_leak",
+    "evaluate",
     "fit_trees",
     "flat_weights",
     "group_folds",
@@ -73,4 +78,6 @@ __all__ = [
     "r_squared",
     "split_by_group",
     "statistics_of",
+    "task_from_mapping",
+    "training_curves",
 ]

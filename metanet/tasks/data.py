@@ -17,8 +17,6 @@ from metanet.graph import GraphBatch, ParameterGraph, collate
 from metanet.nn import layer_statistics
 from metanet.tasks.splits import PARTS, SHARES, check_no_leak, split_by_group
 
-_CHUNK = 256
-
 
 @dataclass(frozen=True)
 class PropertyItem:
@@ -90,8 +88,7 @@ class PropertyData:
         Shapes:
             return: (n, statistics)
         """
-        # Read from the common batch, which keeps them: a model with a statistics readout then finds them there.
-        return self._once("statistics", lambda: layer_statistics(self.batch)[0].to(torch.float64).numpy())
+        return self._once("statistics", lambda: statistics_of(self.batch))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -203,18 +200,13 @@ def property_data(
     return PropertyData(tuple(i.graph for i in kept), targets, groups, split, names, column, tuple(dropped))
 
 
-def statistics_of(graphs: Sequence[ParameterGraph]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Layer statistics of many networks, in chunks, as float64, and their names.
+def statistics_of(batch: GraphBatch) -> NDArray[np.float64]:
+    """The layer statistics of a batch as float64; the batch keeps them, so a model that reads them finds them there.
 
     Shapes:
         return: (n, statistics)
     """
-    parts: list[NDArray[np.float64]] = []
-    names: Sequence[str] = ()
-    for start in range(0, len(graphs), _CHUNK):
-        values, names = layer_statistics(collate(graphs[start : start + _CHUNK]))
-        parts.append(values.detach().cpu().to(torch.float64).numpy())
-    return np.concatenate(parts), tuple(names)
+    return layer_statistics(batch)[0].detach().cpu().to(torch.float64).numpy()
 
 
 def flat_weights(graphs: Sequence[ParameterGraph], width: int | None = None) -> NDArray[np.float32]:

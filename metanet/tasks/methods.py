@@ -46,8 +46,11 @@ class Result:
 class Method(Protocol):
     """A way of predicting. `kind` is "metanet" or "baseline"."""
 
-    name: str
-    kind: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
 
     def run(self, task: PropertyTask, data: PropertyData, seed: int) -> Result:
         """Fit on the training part and score all networks."""

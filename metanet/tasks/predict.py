@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metanet.errors import MetanetError, TaskError, TrainError
-from metanet.graph import ParameterGraph, collate
+from metanet.graph import GraphBatch, ParameterGraph, collate
 from metanet.tasks.boosting import BoostedTrees
 from metanet.tasks.build import build_model
 from metanet.tasks.coverage import Coverage
-from metanet.tasks.data import statistics_of
+from metanet.tasks.data import PropertyData, statistics_of
 from metanet.tasks.encoding import Encoding
 from metanet.tasks.property import FORMAT, PROPERTY_NAME, TREES_NAME, outputs_of, tree_scores
 from metanet.train import Artefact
@@ -100,17 +100,28 @@ class PropertyModel:
             raise TrainError("the weights do not fit the configured model", where=artefact.folder) from error
         return model.eval()
 
-    def scores(self, graphs: list[ParameterGraph]) -> NDArray[np.float64]:
+    def scores(self, graphs: Sequence[ParameterGraph]) -> NDArray[np.float64]:
         """Scores of graphs that the model can read: standardised numbers, or probabilities.
 
         Shapes:
             return: (n, outputs)
         """
-        ours = self.encoding.scores(outputs_of(self.model, collate(graphs)))
+        return next(iter(self._parts(collate(graphs)).values()))
+
+    def parts(self, data: PropertyData) -> dict[str, NDArray[np.float64]]:
+        """Scores of the model and of what it consists of: "average" (if it is one), "metanet" and "trees".
+
+        Shapes:
+            return: (n, outputs) each
+        """
+        return self._parts(data.batch)
+
+    def _parts(self, batch: GraphBatch) -> dict[str, NDArray[np.float64]]:
+        ours = self.encoding.scores(outputs_of(self.model, batch))
         if self.trees is None:
-            return ours
-        theirs = tree_scores(self.encoding, self.trees, statistics_of(graphs)[0])
-        return self.share * ours + (1 - self.share) * theirs
+            return {"metanet": ours}
+        theirs = tree_scores(self.encoding, self.trees, statistics_of(batch))
+        return {"average": self.share * ours + (1 - self.share) * theirs, "metanet": ours, "trees": theirs}
 
     def predict(
         self, checkpoints: Iterable[tuple[str, Readable | MetanetError]], anyway: bool = False

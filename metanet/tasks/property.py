@@ -80,7 +80,7 @@ class PropertyTask:
         Raises:
             ConfigError: Unknown keys, or values of the wrong type or out of range.
         """
-        given = {key: value for key, value in options.items() if key not in ("task", "boosting")}
+        given = {key: value for key, value in options.items() if key not in ("name", "task", "boosting")}
         boosting = BoostingOptions(**check_options(BoostingOptions, options.get("boosting") or {}, "task.boosting"))
         return cls(**check_options(cls, given, "task"), boosting=boosting)
 

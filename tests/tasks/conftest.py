@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ ARCHITECTURES = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def spec_of(architecture):
     return symmetry.trace(architecture.build().eval(), architecture.example_inputs())
 

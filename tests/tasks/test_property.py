@@ -301,9 +301,9 @@ def test_model_options_are_checked(generator):
 
 
 def test_targets_that_do_not_fit_the_task_are_refused(label_data, number_data):
-    with pytest.raises(TaskError, match="set task.kind=classification"):
+    with pytest.raises(TaskError, match=r"set task.kind=classification"):
         PropertyTask("size", kind="regression").encoding(label_data)
-    with pytest.raises(TaskError, match="set task.kind=regression"):
+    with pytest.raises(TaskError, match=r"set task.kind=regression"):
         PropertyTask("score", kind="classification").encoding(number_data)
     lonely = replace(label_data, targets=np.where(label_data.split == "test", "odd", label_data.targets))
     with pytest.raises(TaskError, match="class 'odd' of size has no training example"):

@@ -60,7 +60,7 @@ def test_folds_are_a_partition_of_whole_groups(count, folds, seed):
 def test_folds_spread_the_classes():
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(20), 4)
-    labels = np.array((["a", "b", "c", "c"] * 20))
+    labels = np.array(["a", "b", "c", "c"] * 20)
     for part in group_folds(groups, labels, 5, generator):
         assert [int(np.sum(labels[part] == kind)) for kind in "abc"] == [4, 4, 8]
 
