@@ -105,6 +105,8 @@ class Architecture:
             if name not in self._shapes:
                 close = [known for known in self._shapes if known not in state]
                 hint = f"the architecture has '{close[0]}' instead" if close else "the architecture has nothing for it"
+                if name.removeprefix("module.") in self._shapes:
+                    hint = "the file was saved from DataParallel: take 'module.' off its names"
                 raise CheckpointError(f"is not in the architecture {self!r:.80}", tensor=name, hint=hint)
             if tuple(tensor.shape) != self._shapes[name]:
                 raise CheckpointError(

@@ -68,13 +68,14 @@ def test_some_were_saved_on_cuda(agents: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_every_spec_is_verified(agents: list[Path], share: int) -> None:
+def test_every_spec_is_verified_and_makes_a_graph(agents: list[Path], share: int) -> None:
     checkpoints = [metanet.load(path) for path in agents]
     mine = [c for c in checkpoints if int(c.architecture.fingerprint, 16) % SHARES == share]
     verified: set[metanet.Architecture] = set()
     for checkpoint in mine:
         spec, architecture = checkpoint.spec, checkpoint.architecture
         spec.check(dict(checkpoint.state))
+        assert same(metanet.ParameterGraph.build(spec, checkpoint.state).state(), checkpoint.state)
         assert not spec.pinned, checkpoint
         if architecture not in verified:
             found = symmetry.verify(architecture.build(), architecture.example_inputs(), spec, trials=1)

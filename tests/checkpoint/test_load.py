@@ -55,6 +55,14 @@ def test_the_user_wins(tmp_path: Path, form: str) -> None:
     assert metanet.load(tmp_path / "a.safetensors", activation="sin").architecture.family == "chains"
 
 
+def test_names_from_data_parallel_are_explained(tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in random_state(MLP).items()}
+    path = write(tmp_path, "a.pt", torch_bytes(state))
+    with pytest.raises(CheckpointError, match=r"'module\.layers\.0\.weight'.*take 'module\.' off its names"):
+        metanet.load(path, MLP)
+    assert metanet.load(path, activation="relu").source.prefix == "module."
+
+
 def test_only_one_source_may_be_given(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exclude each other; give one"):
         metanet.load(tmp_path / "a.pt", MLP, activation="relu")
