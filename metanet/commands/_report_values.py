@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._training import Training
+from metanet.commands._zoo_data import network_name
 from metanet.commands.zoo_build import summarize
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 METRICS = {
     "tau": {
         "label": "Kendall's tau",
-        "explanation": "Kendall's tau says how well the order of the networks is told: 1 is the right order, 0 is chance.",
+        "explanation": "Kendall's tau tells how well the order of the networks is told: 1 is the right order, 0 is chance."
     },
     "balanced_accuracy": {
         "label": "balanced accuracy",
@@ -38,7 +39,7 @@ KINDS = {"average": "average", "metanet": "metanetwork"}
 
 
 def training_values(training: Training, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
-    """What every training's report has: the target, the models, held-out predictions, curve, configuration, versions."""
+    """What every training's report has: target, models, held-out predictions, curve, configuration, versions."""
     from metanet.tasks import training_curves
     from metanet.train.artefact import versions
 
@@ -71,6 +72,8 @@ def training_values(training: Training, trained: Trained, evaluation: Evaluation
             "true": list(evaluation.true),
             "predicted": list(evaluation.predicted),
         }
+        if training.zoo is not None:
+            values["predictions"]["group"] = families(training.zoo, evaluation.names)
     if training.zoo is not None:
         values["zoo"] = zoo_values(training.zoo, column if numbers else None)
         values["seeds"]["zoo"] = training.zoo.manifest["config"]["seed"]
@@ -87,6 +90,12 @@ def zoo_values(zoo: Zoo, column: str | None) -> dict[str, Any]:
     if column is not None:
         values["values"] = [float(value) for value in zoo.index[column]]
     return values
+
+
+def families(zoo: Zoo, names: Sequence[str]) -> list[str]:
+    """The family of the architecture of each named network."""
+    known = {network_name(record): zoo.architectures[record["architecture"]].family for record in zoo.index}
+    return [known[name] for name in names]
 
 
 def model_row(model: ModelScore, evaluation: Evaluation) -> dict[str, Any]:
@@ -122,13 +131,14 @@ def verdict(evaluation: Evaluation) -> str:
     ours, theirs = scores[chosen], rivals[best]
     if chosen == "average":
         what = (
-            f"The model is an average: {evaluation.share:.0%} metanetwork and {1 - evaluation.share:.0%} gradient boosting "
-            f"on layer statistics, the share chosen on validation runs."
+            f"The model is an average: {evaluation.share:.0%} metanetwork and {1 - evaluation.share:.0%} gradient "
+            f"boosting on layer statistics, the share chosen on validation runs."
         )
     else:
         what = "The model is the metanetwork by itself."
     if ours >= theirs:
-        relation = f"Its {label} of {ours:.3f} on held-out runs is not below any baseline (the best, {NAMES[best]}: {theirs:.3f})."
+        relation = f"Its {label} of {ours:.3f} on held-out runs is not below the best baseline's {theirs:.3f}"
+        relation += f" ({NAMES[best]})."
     else:
         relation = f"With a {label} of {ours:.3f} on held-out runs it is NOT the best: {NAMES[best]} has {theirs:.3f}."
     if chosen == "average" and "metanet" in scores:

@@ -5,15 +5,14 @@ This bridge lies here because only the command line may know data sets and tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from metanet.commands._terminal import progress
 from metanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from metanet.datasets import Zoo
-    from metanet.tasks import PropertyData, PropertyItem
+    from metanet.tasks import PropertyItem
 
 
 def zoo_items(zoo: Zoo, column: str) -> Iterator[PropertyItem]:
@@ -39,11 +38,9 @@ def zoo_items(zoo: Zoo, column: str) -> Iterator[PropertyItem]:
         group = record["run"]
         while parents.get(group) is not None:
             group = parents[group]
-        yield PropertyItem(graph, target, str(group), entry.split, f"run {entry.run}, step {entry.step}")
+        yield PropertyItem(graph, target, str(group), entry.split, network_name(record))
 
 
-def zoo_data(zoo: Zoo, column: str) -> PropertyData:
-    """The whole zoo as training data, with a progress bar where somebody watches."""
-    from metanet.tasks import property_data
-
-    return property_data(progress(zoo_items(zoo, column), "read networks", len(zoo)), column)
+def network_name(record: Mapping[str, Any]) -> str:
+    """How messages call a network of a zoo."""
+    return f"run {record['run']}, step {record['step']}"

@@ -26,7 +26,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="such as task.column=activation or model=small")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as in task.column=activation model=small")
     parser.add_argument("--zoo", metavar="FOLDER", type=Path, help="the zoo to learn from; or dataset.folder=FOLDER")
     parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where the model goes; or folder=FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the folder")
