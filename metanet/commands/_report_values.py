@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 METRICS = {
     "tau": {
         "label": "Kendall's tau",
-        "explanation": "Kendall's tau tells how well the order of the networks is told: 1 is the right order, 0 is chance."
+        "explanation": "Kendall's tau: how well the order of the networks is told; 1 is the right order, 0 is chance."
     },
     "balanced_accuracy": {
         "label": "balanced accuracy",

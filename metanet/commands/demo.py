@@ -1,4 +1,4 @@
-"""Does the whole way work here: from checkpoints, by parameter graphs and a metanetwork, to a prediction that is true?"""
+"""Does the whole way work here, from checkpoints by parameter graphs and a metanetwork to a prediction that is true?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ examples:
   metanet demo --quick --json
 """
 
-# The same steps with networks and a metanetwork so small that it is a matter of seconds, and the figures of little worth.
+# The same steps with networks and a metanetwork so small that it takes seconds, and the figures are of little worth.
 QUICK = ("zoo=digits_tiny", "zoo.runs=40", "zoo.architectures=4", "model=small", "trainer=quick")
 FULL = ("zoo=digits_mixed",)
 
@@ -117,7 +117,8 @@ class _watch:
         self.found, self.bar = found, bar("zoo")
 
     def __enter__(self) -> Any:
-        move, began, first = self.bar.__enter__(), time.monotonic(), []
+        move, began = self.bar.__enter__(), time.monotonic()
+        first: list[int] = []
 
         def moved(state: Any) -> None:
             first.append(state.done) if not first else None
@@ -133,7 +134,7 @@ class _watch:
 
 
 def _unseen(zoo: Zoo, config: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """A network that was trained apart from the zoo, from another seed: as a file, and what is found out about it."""
+    """A network that was trained apart from the zoo, from another seed: as a file, and what is found out of it."""
     import metanet
     from metanet.datasets import build_zoo
     from metanet.tasks import PropertyModel

@@ -107,7 +107,7 @@ def group_summary(report: SymmetryReport) -> list[tuple[str, str]]:
 
 def space_table(report: SymmetryReport) -> tuple[list[str], list[list[Any]]]:
     """One row for each set of interchangeable units: what is free in it, and which units are not fully used."""
-    columns = ["space", "units", "scales each", "signs each", "then", "unread", "constant", "twins"]
+    columns = ["space", "units", "scales each", "signs each", "activation", "unread", "constant", "twins"]
     rows: list[list[Any]] = [
         [
             space.name + (f" inside each of {', '.join(space.within)}" if space.within else ""),
