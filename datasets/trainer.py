@@ -22,7 +22,7 @@ from .measure import measure_many
 from .optimisers import Optimisers
 from .stacked import Networks, initial_state
 
-__all__ = ["Failure", "RunData", "Snapshot", "data_of_run", "train_group"]
+__all__ = ["Failure", "RunData", "Snapshot", "data_of_run", "train_group", "train_states"]
 
 _MEASURED_AT_ONCE = 64
 
@@ -145,9 +145,18 @@ def _failures(group: _Group, losses: Tensor, start: int) -> dict[int, Failure]:
     return failed
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A network at one step of its run, not yet measured."""
+
+    run: RunSettings
+    step: int
+    state: dict[str, Tensor]
+
+
 def _measure(
     architecture: Architecture,
-    kept: Sequence[tuple[RunSettings, int, dict[str, Tensor]]],
+    kept: Sequence[Kept],
     data: ImageData,
     batch_size: int,
     dtype: torch.dtype,
@@ -157,24 +166,57 @@ def _measure(
     pool = len(data.pool_labels)
     for first in range(0, len(kept), _MEASURED_AT_ONCE):
         part = kept[first : first + _MEASURED_AT_ONCE]
-        networks = Networks(architecture, [state for _, _, state in part], dtype)
+        networks = Networks(architecture, [one.state for one in part], dtype)
         mask = torch.zeros(len(part), pool, dtype=torch.bool)
         labels = torch.empty(len(part), pool, dtype=torch.int64)
-        for row, (run, _, _) in enumerate(part):
-            own = data_of_run(run, data, batch_size)
+        for row, one in enumerate(part):
+            own = data_of_run(one.run, data, batch_size)
             mask[row, own.rows] = True
             labels[row] = torch.from_numpy(own.labels)
         train = measure_many(networks, data.pool_images, labels, mask)
         test = measure_many(networks, data.test_images, data.test_labels)
-        for row, (run, step, state) in enumerate(part):
+        for row, one in enumerate(part):
             values = [float(value[row]) for value in (*train, *test)]
             metrics = dict(zip(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), values, strict=True))
             bad = next((name for name, value in metrics.items() if not np.isfinite(value)), None)
             if bad is None:
-                snapshots.append(Snapshot(run.run, step, state, metrics))
+                snapshots.append(Snapshot(one.run.run, one.step, one.state, metrics))
             else:
-                failures.append(Failure(run.run, step, f"{bad.replace('_', ' ')} is {metrics[bad]}"))
+                failures.append(Failure(one.run.run, one.step, f"{bad.replace('_', ' ')} is {metrics[bad]}"))
     return snapshots, failures
+
+
+def train_states(
+    architecture: Architecture,
+    runs: Sequence[RunSettings],
+    data: ImageData,
+    batch_size: int,
+    starts: Sequence[Mapping[str, Tensor]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> tuple[list[Kept], list[Failure]]:
+    """Train all runs at once; see :func:`train_group`, which also measures what was kept."""
+    starts = [first_state(run, architecture) for run in runs] if starts is None else starts
+    group = _Group(architecture, runs, starts, data, batch_size, dtype)
+    kept: list[Kept] = []
+    failures: list[Failure] = []
+    at = 0
+    for stop in sorted({step for run in runs for step in run.snapshot_steps}):
+        losses = group.train(at, stop)
+        progress(losses.numel())
+        failed = _failures(group, losses, at)
+        failures += failed.values()
+        wanted = [row for row, run in enumerate(group.runs) if row not in failed and stop in run.snapshot_steps]
+        if wanted:
+            states = group.networks.stacked_state()
+            kept += [Kept(group.runs[row], stop, {k: v[row].clone() for k, v in states.items()}) for row in wanted]
+        going = [row for row, run in enumerate(group.runs) if row not in failed and run.steps > stop]
+        at = stop
+        if not going:
+            break
+        if len(going) < len(group.runs):
+            group.keep(going)
+    return kept, failures
 
 
 def train_group(
@@ -202,31 +244,12 @@ def train_group(
     """
     if not runs:
         return [], []
-    starts = [first_state(run, architecture) for run in runs] if starts is None else starts
-    group = _Group(architecture, runs, starts, data, batch_size, dtype)
-    kept: list[tuple[RunSettings, int, dict[str, Tensor]]] = []
-    failures: dict[int, Failure] = {}
-    at = 0
-    for stop in sorted({step for run in runs for step in run.snapshot_steps}):
-        losses = group.train(at, stop)
-        progress(losses.numel())
-        failed = _failures(group, losses, at)
-        failures.update({failure.run: failure for failure in failed.values()})
-        wanted = [row for row, run in enumerate(group.runs) if row not in failed and stop in run.snapshot_steps]
-        if wanted:
-            states = group.networks.stacked_state()
-            kept += [(group.runs[row], stop, {k: v[row].clone() for k, v in states.items()}) for row in wanted]
-        going = [row for row, run in enumerate(group.runs) if row not in failed and run.steps > stop]
-        at = stop
-        if not going:
-            break
-        if len(going) < len(group.runs):
-            group.keep(going)
+    kept, diverged = train_states(architecture, runs, data, batch_size, starts, dtype, progress)
     snapshots, unmeasured = _measure(architecture, kept, data, batch_size, dtype)
-    for failure in unmeasured:
+    failures: dict[int, Failure] = {}
+    for failure in sorted((*diverged, *unmeasured), key=lambda f: (f.run, f.step)):
         # The first thing that went wrong is the reason that is told.
-        if failure.run not in failures or failure.step < failures[failure.run].step:
-            failures[failure.run] = failure
+        failures.setdefault(failure.run, failure)
     fine = [s for s in snapshots if s.run not in failures or s.step < failures[s.run].step]
     fine.sort(key=lambda s: (s.run, s.step))
-    return fine, sorted(failures.values(), key=lambda f: f.run)
+    return fine, list(failures.values())

@@ -1,0 +1,145 @@
+"""How many network-steps per second does training at once give, against a plain loop over the same networks?
+
+Both variants train the same runs on the same minibatches, with the same first weights, optimisers and settings, in one
+process with the same number of threads and the same memory settings (those of the workers that build zoos). `vmap` is
+what `metanet zoo build` runs; `loop` is ordinary PyTorch: a module, an optimiser of torch.optim, backward, step, one
+network after another. Drawing first weights and minibatches is part of both; measuring accuracy is part of neither.
+The networks are drawn as in `zoo=digits_cnn` and `zoo=digits_mlp`: batch norm, residual blocks and all activations.
+
+    python benchmarks/zoo_build.py [--quick] [--json FILE] [--threads N]
+
+Wanted: vmap at least 3 times the steps per second of the loop, for both cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from metanet.checkpoint import Architecture
+from metanet.datasets import load_digits_dataset, load_zoo_config
+from metanet.datasets.alone import train_alone
+from metanet.datasets.draw import RunSettings, draw_zoo
+from metanet.datasets.images import ImageData
+from metanet.datasets.ranges import parse_range
+from metanet.datasets.trainer import train_states
+from metanet.datasets.worker import environment
+
+SEEDS = (0, 1, 2)
+WANTED = 3.0
+Group = tuple[Architecture, list[RunSettings]]
+
+
+def drawn_groups(case: str, seed: int, architectures: int, networks: int, steps: int, data: ImageData) -> list[Group]:
+    """Groups of the size that digits_cnn has, all runs with the same number of steps."""
+    config = load_zoo_config(f"digits_{case}", seed=seed, runs=architectures * networks, architectures=architectures)
+    training = {**config.training, "steps": parse_range("steps", steps)}
+    config = replace(config, children=0.0, snapshot_count=1, training=training)
+    draw = draw_zoo(config, data)
+    return [(draw.architectures[group.architecture], [draw.runs[run] for run in group.runs]) for group in draw.groups]
+
+
+def at_once(groups: Sequence[Group], data: ImageData, batch: int) -> None:
+    for architecture, runs in groups:
+        train_states(architecture, runs, data, batch)
+
+
+def one_by_one(groups: Sequence[Group], data: ImageData, batch: int) -> None:
+    for architecture, runs in groups:
+        for run in runs:
+            train_alone(architecture, run, data, batch)
+
+
+VARIANTS: dict[str, Callable[[Sequence[Group], ImageData, int], None]] = {"vmap": at_once, "loop": one_by_one}
+
+
+def measure(quick: bool) -> list[dict[str, object]]:
+    data = load_digits_dataset()
+    batch = load_zoo_config("digits_mixed").batch_size
+    architectures, networks, steps = (3, 27, 16) if quick else (8, 27, 50)
+    rows: list[dict[str, object]] = []
+    order = [(case, seed) for seed in SEEDS for case in ("cnn", "mlp")]
+    for case, seed in tqdm(order, desc="zoo_build", file=sys.stderr, disable=not sys.stderr.isatty()):
+        groups = drawn_groups(case, seed, architectures, networks, steps, data)
+        # Once without a clock: the first call of every kind also loads and tunes kernels.
+        for variant in VARIANTS.values():
+            variant(
+                [(a, [replace(run, steps=2, snapshot_steps=(2,)) for run in runs]) for a, runs in groups], data, batch
+            )
+        # One architecture after another and the variants in turn: what else the machine does meets both.
+        seconds = dict.fromkeys(VARIANTS, 0.0)
+        for i, group in enumerate(groups):
+            for name in list(VARIANTS)[:: 1 if (i + seed) % 2 else -1]:
+                start = time.perf_counter()
+                VARIANTS[name]([group], data, batch)
+                seconds[name] += time.perf_counter() - start
+        for name in VARIANTS:
+            value = architectures * networks * steps / seconds[name]
+            rows.append(
+                {
+                    "benchmark": "zoo_build",
+                    "case": case,
+                    "variant": name,
+                    "metric": "steps_per_s",
+                    "seed": seed,
+                    "value": round(value, 1),
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    lines = [f"{'case':<6}{'seed':<8}{'vmap':>12}{'loop':>12}{'ratio':>8}   network-steps per second"]
+    for case in ("cnn", "mlp"):
+        values = {(r["seed"], r["variant"]): float(str(r["value"])) for r in rows if r["case"] == case}
+        ratios = []
+        for seed in SEEDS:
+            vmap, loop = values[seed, "vmap"], values[seed, "loop"]
+            ratios.append(vmap / loop)
+            lines.append(f"{case:<6}{seed:<8}{vmap:>12,.0f}{loop:>12,.0f}{ratios[-1]:>8.2f}")
+        mean = statistics.mean(ratios)
+        verdict = "as wanted" if mean >= WANTED else "below"
+        lines.append(f"{case:<6}{'mean':<8}{'':>24}{mean:>8.2f}   wanted {WANTED:.1f}: {verdict}")
+    return "\n".join(lines)
+
+
+def machine(threads: int) -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{model}, {os.cpu_count()} cores, {threads} thread(s); {versions}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer networks and steps: under a minute")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write tidy rows")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="of torch, for both variants (1)")
+    arguments = parser.parse_args()
+    wanted = environment()
+    if os.environ.get("MALLOC_MMAP_THRESHOLD_") != wanted["MALLOC_MMAP_THRESHOLD_"]:
+        # These settings are read when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)  # noqa: S606 - this very script again
+    torch.set_num_threads(arguments.threads)
+    rows = measure(arguments.quick)
+    print(machine(arguments.threads))
+    print(table(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
