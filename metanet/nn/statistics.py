@@ -1,22 +1,23 @@
 """Which permutation-invariant numbers describe a network? The strong simple baseline, and part of the readout.
 
 Per weight tensor: size and shape of the distribution, singular values, norms of rows and columns, the bias and
-normalisation that follow, how in and out norms of one unit go together. They are listed for the first two and the last
-two layers of the data flow and pooled over all. Per network: depth, widths, activations, path norms, and the network's
-own responses to fixed inputs. The list is the same for every architecture; what does not exist is 0 and has a mask
-that is 0. Similar statistics without the last two: Unterthiner et al. 2020, "Predicting neural network accuracy from
-weights".
+normalisation that follow, how in and out norms of one unit go together. They are listed for the first and the last two
+layers of the data flow and pooled over all. Per network: depth, widths, activations, path norms, and the network's own
+responses to fixed inputs. The list is the same for every architecture; what does not exist is 0, and so is its mask.
+Without norms of paths and responses: Unterthiner et al. 2020, "Predicting neural network accuracy from weights".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from metanet.graph import Bucket, GraphBatch, ParameterGraph, collate
+from metanet.graph.encoding import cosine_basis
 from metanet.nn.features import check_bucket
 from metanet.nn.flow import propagate
 from metanet.nn.spectra import LAYER_STATISTICS, layer_rows
@@ -24,8 +25,8 @@ from metanet.nn.structure import ACTIVATIONS
 
 __all__ = ["STATISTICS", "bucket_statistics", "layer_statistics"]
 
-_SLOTS = ("first", "second", "second last", "last")
-_POOLS = ("mean", "std", "min", "max")
+_SLOTS = ("first", "second last", "last")
+_POOLS = ("mean", "std")
 _POOLED = tuple(name for name in LAYER_STATISTICS if not name.startswith("has "))
 _NETWORK = (
     "layers", "log parameters", "mean log width", "min log width", "max log width",
@@ -33,10 +34,11 @@ _NETWORK = (
     "log norm product", "log spectral product",
 )  # fmt: skip
 _RESPONSES = (
-    "output spread", "output spread over inputs", "output offset", "largest share", "entropy", "mean share entropy",
+    "output spread", "output spread over inputs", "output offset",
+    "smooth to white spread", "smooth to white entropy", "largest share", "entropy", "mean share entropy",
     "classes answered", "margin", "hidden size", "hidden active", "hidden dead", "hidden correlation", "hidden rank",
 )  # fmt: skip
-_RANDOM_INPUTS = 32
+_INPUTS = 32
 
 STATISTICS: tuple[str, ...] = (
     *(f"{slot}: {name}" for slot in _SLOTS for name in ("exists", *LAYER_STATISTICS)),
@@ -94,8 +96,7 @@ def _layers(bucket: Bucket) -> Tensor:
     batch, width = len(bucket), len(LAYER_STATISTICS)
     rows = layer_rows(bucket)  # (B, layers, width)
     count = rows.shape[1]
-    places = (0, 1, count - 2, count - 1)
-    exist = (count >= 1, count >= 2, count >= 2, count >= 1)
+    places, exist = (0, count - 2, count - 1), (count >= 1, count >= 2, count >= 1)
     slots = []
     for place, here in zip(places, exist, strict=True):
         slots.append(torch.full((batch, 1), float(here), dtype=rows.dtype, device=rows.device))
@@ -104,7 +105,7 @@ def _layers(bucket: Bucket) -> Tensor:
     if not count:
         return torch.cat([*slots, rows.new_zeros(batch, len(kept) * len(_POOLS))], dim=1)
     some = rows[:, :, kept]
-    pools = torch.stack([some.mean(1), some.std(1, correction=0), some.amin(1), some.amax(1)], dim=-1)
+    pools = torch.stack([some.mean(1), some.std(1, correction=0)], dim=-1)
     return torch.cat([*slots, pools.flatten(1)], dim=1)
 
 
@@ -145,20 +146,12 @@ def _responses(bucket: Bucket) -> Tensor:
     hidden: list[Tensor] = []
 
     def inputs(_: int, units: int) -> Tensor:
-        generator = torch.Generator().manual_seed(units)
-        white = torch.randn(units, _RANDOM_INPUTS, generator=generator, dtype=torch.float64)
-        half = _RANDOM_INPUTS // 2
-        reach = max(units // 16, 1)  # a running mean over a sixteenth of the axis
-        padded = torch.cat([white[:, :half]] * 2)[: units + reach].cumsum(0)
-        smooth = torch.cat([padded[:units], white.new_zeros(0, half)])
-        smooth = torch.cat([smooth[:1], smooth[1:] - torch.cat([smooth.new_zeros(reach, half), smooth])[: units - 1]])
-        both = torch.cat([smooth, white[:, half:]], dim=1)
-        return both / (both.square().mean(0, keepdim=True) + 1e-12).sqrt()
+        return _probe_inputs(units).to(bucket.index.device)
 
     def kernel(number: int) -> Tensor:
         features = topology.blocks[number].features
         generator = torch.Generator().manual_seed(features)
-        waves = torch.randn(features, _RANDOM_INPUTS, generator=generator, dtype=torch.float64)
+        waves = torch.randn(features, _INPUTS, generator=generator, dtype=torch.float64)
         waves[:, ::2] = 1.0  # every second input sees the sum of the kernel: a constant image
         return waves * (features / waves.square().sum(0, keepdim=True)).sqrt()
 
@@ -180,19 +173,49 @@ def _responses(bucket: Bucket) -> Tensor:
     return torch.cat([outside.new_ones(batch, 1), outside, inside], dim=1)
 
 
+@lru_cache(maxsize=256)
+def _probe_inputs(units: int) -> Tensor:
+    """Fixed inputs of unit size: the first half smooth, the second half white.
+
+    Smooth means along the axis, or along rows and columns where the units fill a square, as the pixels of an image do.
+
+    Shapes:
+        returns ``(units, _INPUTS)``.
+    """
+    half = _INPUTS // 2
+    side = math.isqrt(units)
+    shape = (side, side) if side > 1 and side * side == units else (units,)
+    basis = cosine_basis(shape, max(units // 6, min(units, 3)))
+    generator = torch.Generator().manual_seed(units)
+    smooth = basis @ torch.randn(basis.shape[1], half, generator=generator, dtype=torch.float64)
+    white = torch.randn(units, half, generator=generator, dtype=torch.float64)
+    both = torch.cat([smooth, white], dim=1)
+    return both / (both.square().mean(0, keepdim=True) + 1e-12).sqrt()
+
+
 def _outside(x: Tensor) -> Tensor:
-    """``(B, outputs, inputs)`` -> the first eight responses."""
+    """``(B, outputs, inputs)`` -> the responses of the outputs."""
+    half = x.shape[2] // 2
     spread = (x.var((1, 2), correction=0) + 1e-12).log() / 2
-    over = (x.var(2, correction=0).mean(1) + 1e-12).log() / 2
+    over = _log_spread(x)
     offset = (x.mean(2).var(1, correction=0) + 1e-12).log() / 2
     share = torch.softmax(x, dim=1)
-    entropy = -(share * (share + 1e-12).log()).sum(1).mean(1)
     mean = share.mean(2)
     balance = -(mean * (mean + 1e-12).log()).sum(1)
     ordered = x.topk(2, dim=1).values
     margin = ((ordered[:, 0] - ordered[:, 1]).mean(1) + 1e-12).log()
+    rise = _log_spread(x[:, :, :half]) - _log_spread(x[:, :, half:])
+    each = -(share * (share + 1e-12).log()).sum(1)
+    doubt = each[:, :half].mean(1) - each[:, half:].mean(1)
     answered = torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 1.0).amax(2).mean(1)
-    return torch.stack([spread, over, offset, share.amax(1).mean(1), entropy, balance, answered, margin], dim=1)
+    return torch.stack(
+        [spread, over, offset, rise, doubt, share.amax(1).mean(1), each.mean(1), balance, answered, margin], dim=1
+    )
+
+
+def _log_spread(x: Tensor) -> Tensor:
+    """Logarithm of the deviation over inputs, averaged over outputs."""
+    return (x.var(2, correction=0).mean(1) + 1e-12).log() / 2
 
 
 def _inside(x: Tensor) -> Tensor:
