@@ -11,6 +11,7 @@ plain form of graph networks: join the features of both ends, the edge and the l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -54,7 +55,7 @@ def make_bucket(widths: tuple[int, ...], batch: int, seed: int) -> Bucket:
         modules = []
         for _ in range(batch):
             layers: list[torch.nn.Module] = []
-            for a, b in zip(widths, widths[1:]):
+            for a, b in itertools.pairwise(widths):
                 layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
             modules.append(torch.nn.Sequential(*layers[:-1]))
     spec = trace(modules[0].eval(), (torch.zeros(7, widths[0]),))
