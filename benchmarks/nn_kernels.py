@@ -164,7 +164,7 @@ def measure(quick: bool) -> list[dict[str, object]]:
         for name, result in results.items():
             torch.testing.assert_close(result, results["dense"], rtol=1e-3, atol=1e-3, msg=name)
         for metric, backward in (("forward_s", False), ("training_s", True)):
-            # In turn, so that what else the machine does meets all alike; the fastest of several is what the code needs.
+            # In turn, so that what else the machine does meets all alike; the fastest of several is what it takes.
             times = [{name: seconds(run, backward) for name, run in runs.items()} for _ in range(repeats)]
             for name in runs:
                 value = round(min(one[name] for one in times), 5)

@@ -31,7 +31,7 @@ _POOLED = tuple(name for name in LAYER_STATISTICS if not name.startswith("has ")
 _NETWORK = (
     "layers", "log parameters", "mean log width", "min log width", "max log width",
     "path norm", "path square", "path norm per layer", "path square per layer",
-    "log norm product", "log spectral product",
+    "log norm product", "log spectral product", "has loose values", "loose mean", "loose deviation",
 )  # fmt: skip
 _RESPONSES = (
     "output spread", "output spread over inputs", "output offset",
@@ -135,6 +135,14 @@ def _network(bucket: Bucket) -> Tensor:
         paths.append((total + 1e-12).log() if found else total)
     told = [norms.new_full((batch,), float(value)) for value in fixed]
     told += [*paths, *(path / layers for path in paths), norms, spectral]
+    loose = [
+        bucket.value(i).flatten(1) for i in topology.scalars
+    ]  # scalars and unused tensors, such as a log deviation
+    if loose:
+        values = torch.cat(loose, dim=1)
+        told += [norms.new_ones(batch), values.mean(1).asinh(), values.std(1, correction=0).asinh()]
+    else:
+        told += [norms.new_zeros(batch)] * 3
     met = {name for group in topology.groups if not group.fixed for name in group.activations}
     acts = [float(name in met) for name in ACTIVATIONS] + [float(bool(met - set(ACTIVATIONS)))]
     return torch.cat([torch.stack(told, dim=1), norms.new_tensor(acts).expand(batch, -1)], dim=1)

@@ -65,6 +65,16 @@ def test_normalisation_belongs_to_the_layer_before_it():
     assert told["second last: has bias"] == 1
 
 
+def test_values_without_a_unit_axis_count():
+    spec = SPECS["chains"]()
+    state = random_state(spec, torch.Generator().manual_seed(0))
+    told = one(spec, state)
+    loose = torch.cat([state["log_std"], state["temperature"][None]])
+    assert told["has loose values"] == 1
+    assert told["loose mean"] == pytest.approx(float(loose.mean().asinh()))
+    assert one(mlp(3, 4, 2), random_state(mlp(3, 4, 2), torch.Generator()))["has loose values"] == 0
+
+
 def test_dead_units_show_in_the_responses():
     spec = mlp(6, 8, 3)
     state = random_state(spec, torch.Generator().manual_seed(0))
