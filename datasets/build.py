@@ -124,10 +124,11 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ZooError("another process is building this zoo", where=folder, hint="wait for it to end") from error
         yield
-    except BlockingIOError as error:
-        raise ZooError("another process is building this zoo", where=folder, hint="wait for it to end") from error
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from metanet.errors import ConfigError, clean
@@ -110,9 +110,12 @@ class ZooConfig:
     snapshot_count: int
     snapshot_ratio: float
     split: Mapping[str, float]
-    families: Mapping[str, FamilyRanges] = field(hash=False)
-    training: Mapping[str, Range] = field(hash=False)
-    optimisers: Mapping[str, OptimiserRanges] = field(hash=False)
+    families: Mapping[str, FamilyRanges]
+    training: Mapping[str, Range]
+    optimisers: Mapping[str, OptimiserRanges]
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     @classmethod
     def from_mapping(cls, raw: object) -> ZooConfig:

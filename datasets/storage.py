@@ -33,6 +33,14 @@ _NAME = re.compile(r"(config\.json|index\.jsonl|shards/group-[0-9]{5,9}\.safeten
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_INDEX_BYTES = 8 << 30
 MAX_LINE_BYTES = 1 << 20
+_MANIFEST = {
+    "config": dict,
+    "data_sha256": str,
+    "architectures": list,
+    "runs": int,
+    "snapshots": int,
+    "failed_runs": int,
+}
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -113,6 +121,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ZooError(
             f"format is {clean(repr(manifest.get('format')), 60)}, expected '{FORMAT}'", where=folder / MANIFEST
         )
+    for key, kind in _MANIFEST.items():
+        if not isinstance(manifest.get(key), kind) or isinstance(manifest[key], bool):
+            found = clean(repr(manifest.get(key)), 40)
+            raise ZooError(
+                f"{key} is {found}, expected {kind.__name__}", where=folder / MANIFEST, hint="build it again"
+            )
     files = manifest.get("files")
     if not isinstance(files, dict) or INDEX not in files or CONFIG not in files:
         raise ZooError("names no files", where=folder / MANIFEST, hint="build the zoo again")

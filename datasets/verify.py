@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metanet.errors import ZooError
+from metanet.errors import MetanetError
 
 from .config import ZooConfig
 from .draw import draw_zoo
@@ -101,7 +101,7 @@ def verify_zoo(
     problems = _file_problems(folder, manifest)
     try:
         zoo = Zoo.open(folder)
-    except ZooError as error:
+    except MetanetError as error:
         problems = [str(error), *(p for p in problems if not p.startswith(error.where))]
         return VerifyReport(str(folder), 0, 0, 0, 0.0, max_failed, 0, 0.0, tuple(problems))
     problems += _split_problems(zoo)
@@ -124,7 +124,7 @@ def verify_zoo(
             problems += found
             worst = max(worst, difference)
             progress(count, len(rows))
-    except ZooError as error:
+    except MetanetError as error:
         problems.append(str(error))
     return VerifyReport(
         str(folder), len(zoo), len(runs), len(zoo.failures), share, max_failed, len(rows), worst, tuple(problems)

@@ -144,22 +144,25 @@ class Zoo:
         return zoo
 
     def _check(self, record: Mapping[str, Any]) -> None:
-        where = self.folder / INDEX
+        run, where = clean(repr(record["run"]), 20), self.folder / INDEX
+        for name in ("run", "snapshot", "step"):
+            if type(record[name]) is not int or record[name] < 0:
+                shown = clean(repr(record[name]), 40)
+                raise ZooError(f"a record has {name} {shown}, expected a whole number", where=where)
         if record["split"] not in SPLITS:
-            raise ZooError(f"run {clean(record['run'], 20)} has split {clean(repr(record['split']), 40)}", where=where)
+            raise ZooError(f"run {run} has split {clean(repr(record['split']), 40)}", where=where)
+        if record["parent"] is not None and type(record["parent"]) is not int:
+            raise ZooError(f"run {run} has parent {clean(repr(record['parent']), 40)}", where=where)
         number = record["architecture"]
         if type(number) is not int or not 0 <= number < len(self.architectures):
-            raise ZooError(f"run {clean(record['run'], 20)} names architecture {clean(repr(number), 40)}", where=where)
+            raise ZooError(f"run {run} names architecture {clean(repr(number), 40)}", where=where)
+        if record["status"] not in ("ok", "failed"):
+            raise ZooError(f"run {run} has status {clean(repr(record['status']), 40)}", where=where)
         if record["status"] == "ok":
-            if record["shard"] not in self.manifest["files"] or type(record["key"]) is not int or record["key"] < 0:
-                shown = clean(f"{record['shard']!r} row {record['key']!r}", 80)
-                raise ZooError(
-                    f"run {clean(record['run'], 20)} lies in {shown}, which the manifest does not have", where=where
-                )
-        elif record["status"] != "failed":
-            raise ZooError(
-                f"run {clean(record['run'], 20)} has status {clean(repr(record['status']), 40)}", where=where
-            )
+            shard, key = record["shard"], record["key"]
+            if not isinstance(shard, str) or shard not in self.manifest["files"] or type(key) is not int or key < 0:
+                shown = clean(f"{shard!r} row {key!r}", 80)
+                raise ZooError(f"run {run} lies in {shown}, which the manifest does not have", where=where)
 
     def __len__(self) -> int:
         return len(self.index)

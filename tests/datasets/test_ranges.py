@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metanet.datasets.ranges import Range, parse_range
@@ -24,6 +24,7 @@ def ranges(draw: st.DrawFn) -> Range:
     return parse_range("x", {kind: sorted([draw(numbers), draw(numbers)])})
 
 
+@settings(deadline=None)
 @given(ranges(), st.integers(0, 2**32))
 def test_a_draw_lies_in_its_range_and_repeats(declared: Range, seed: int) -> None:
     values = declared.draw_many(np.random.default_rng(seed), 20)
@@ -31,6 +32,7 @@ def test_a_draw_lies_in_its_range_and_repeats(declared: Range, seed: int) -> Non
     assert values == declared.draw_many(np.random.default_rng(seed), 20)
 
 
+@settings(deadline=None)
 @given(ranges())
 def test_a_range_survives_json(declared: Range) -> None:
     assert parse_range("x", declared.to_json()) == declared

@@ -26,12 +26,12 @@ from metanet.datasets import build_zoo
 torch.set_num_threads(1)
 raw, folder, kills = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 generator, killed = random.Random(kills), 0
-for _ in range(kills):
+for i in range(kills):
     child = os.fork()
     if child == 0:
         build_zoo(raw, folder, threads=1)
         os._exit(0)
-    time.sleep(generator.uniform(0.0, 0.6))
+    time.sleep(generator.uniform(0.0, 0.1 * (i + 1)))
     os.kill(child, signal.SIGKILL)
     killed += os.waitpid(child, 0)[1] == signal.SIGKILL
     if os.path.exists(folder + "/manifest.json"):

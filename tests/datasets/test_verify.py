@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 
 from metanet.datasets import build_zoo, load_zoo_config, verify_zoo
-from metanet.datasets.storage import digest
 from metanet.errors import ZooError
 
-
-def restate(folder: Path, *names: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in names:
-        manifest["files"][name] = digest(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def change_records(folder: Path, wanted: dict[str, Any], **changes: Any) -> None:
-    """Change the index where records have these values, and the manifest with it, as a careful forger would."""
-    lines = []
-    for line in (folder / "index.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if all(record[key] == value for key, value in wanted.items()):
-            record.update(changes)
-        lines.append(json.dumps(record))
-    (folder / "index.jsonl").write_text("\n".join(lines) + "\n")
-    restate(folder, "index.jsonl")
+from .forge import change_records, restate
 
 
 def test_a_good_zoo_passes(tiny_folder: Path) -> None:

@@ -14,25 +14,10 @@ import torch
 import metanet
 from metanet.datasets import Index, Zoo, build_zoo, load_zoo_config
 from metanet.datasets.records import METRICS
-from metanet.datasets.storage import digest
 from metanet.datasets.trainer import train_group
 from metanet.errors import MetanetError, ZooError
 
-
-def restate(folder: Path, *names: str) -> None:
-    """Make the manifest agree with files that a test has changed."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for name in names:
-        manifest["files"][name] = digest(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def change_record(folder: Path, line: int, **changes: Any) -> None:
-    """Change the index, and the manifest with it."""
-    lines = (folder / "index.jsonl").read_text().splitlines()
-    lines[line] = json.dumps({**json.loads(lines[line]), **changes})
-    (folder / "index.jsonl").write_text("\n".join(lines) + "\n")
-    restate(folder, "index.jsonl")
+from .forge import change_records
 
 
 def test_entries_are_whole(tiny_zoo: Zoo) -> None:
@@ -174,7 +159,7 @@ def test_what_is_no_zoo_is_refused(tmp_path: Path, tiny_copy: Path) -> None:
     "name", ["../secret.safetensors", "/etc/passwd", "shards/../../x.safetensors", "shards/a.pt", 3]
 )
 def test_no_name_leads_out_of_the_folder(tiny_copy: Path, name: Any) -> None:
-    change_record(tiny_copy, 0, shard=name)
+    change_records(tiny_copy, {"run": 0, "snapshot": 0}, shard=name)
     with pytest.raises(ZooError):
         Zoo.open(tiny_copy)
     manifest = json.loads((tiny_copy / "manifest.json").read_text())
@@ -195,16 +180,43 @@ def test_no_link_leads_out_of_the_folder(tiny_copy: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{"split": "all"}, {"architecture": 99}, {"architecture": "0"}, {"key": -1}, {"status": "fine"}, {"shard": None}],
+    [
+        {"split": "all"},
+        {"architecture": 99},
+        {"architecture": "0"},
+        {"key": -1},
+        {"status": "fine"},
+        {"shard": None},
+        {"shard": []},
+        {"parent": []},
+    ],
 )
 def test_impossible_records_are_refused(tiny_copy: Path, changes: dict[str, Any]) -> None:
-    change_record(tiny_copy, 5, **changes)
+    change_records(tiny_copy, {"run": 1, "snapshot": 2}, **changes)
     with pytest.raises(ZooError, match="run 1 "):
         Zoo.open(tiny_copy)
 
 
+@pytest.mark.parametrize("changes", [{"run": "0"}, {"step": 1.5}, {"snapshot": -1}, {"run": True}])
+def test_numbers_must_be_numbers(tiny_copy: Path, changes: dict[str, Any]) -> None:
+    change_records(tiny_copy, {"run": 0}, **changes)
+    with pytest.raises(ZooError, match="expected a whole number"):
+        Zoo.open(tiny_copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architectures": None}, {"runs": "12"}, {"files": []}, {"files": {}}, {"architectures": [{"format": 1}]}],
+)
+def test_impossible_manifests_are_refused(tiny_copy: Path, changes: dict[str, Any]) -> None:
+    manifest = json.loads((tiny_copy / "manifest.json").read_text())
+    (tiny_copy / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    with pytest.raises(MetanetError):
+        Zoo.open(tiny_copy)
+
+
 def test_a_row_that_is_not_there_is_refused(tiny_copy: Path) -> None:
-    change_record(tiny_copy, 0, key=10_000)
+    change_records(tiny_copy, {"run": 0, "snapshot": 0}, key=10_000)
     with pytest.raises(ZooError, match="behind more than 10000 rows"):
         _ = Zoo.open(tiny_copy)[0].state
 
