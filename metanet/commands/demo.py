@@ -36,7 +36,7 @@ FULL = ("zoo=digits_mixed",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where everything goes (demo, or demo-quick-...)")
+    parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where everything goes (demo)")
     parser.add_argument("--seed", metavar="N", type=count, default=0, help="root of all randomness (%(default)s)")
     parser.add_argument("--runs", metavar="N", type=count, help="training runs in the zoo (320)")
     parser.add_argument("--quick", action="store_true", help="tiny networks: the same steps in half a minute")
