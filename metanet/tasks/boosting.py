@@ -32,9 +32,9 @@ class BoostingOptions:
         leaf: Fewest examples in a leaf.
     """
 
-    trees: int = 300
-    rate: float = 0.05
-    depth: int = 4
+    trees: int = 400
+    rate: float = 0.04
+    depth: int = 5
     subsample: float = 0.6
     features: float = 0.25
     leaf: int = 3

@@ -24,14 +24,14 @@ class PropertyItem:
 
     Attributes:
         graph: The network.
-        target: A number, or a label.
+        target: A number, or a label (also true or false); None where it is not known.
         group: What it shares with others: its run, or the environment it was trained in. Groups are never split.
         part: "train", "val" or "test" where whoever made the data has decided; None leaves it to `property_data`.
         name: How messages call it.
     """
 
     graph: ParameterGraph
-    target: float | str
+    target: float | str | bool | None
     group: str
     part: str | None = None
     name: str = ""
@@ -162,7 +162,8 @@ def property_data(
 ) -> PropertyData:
     """Put networks and their targets together.
 
-    Networks with weights or targets that are not finite are left out, and recorded in `dropped` with the reason.
+    Networks with weights or targets that are not finite or not known are left out, and recorded in `dropped` with the
+    reason.
 
     Args:
         items: The networks.
@@ -185,7 +186,8 @@ def property_data(
     if not kept:
         raise TaskError(f"no usable network; {len(dropped)} dropped" + (f", first: {dropped[0]}" if dropped else ""))
     numbers = [isinstance(item.target, int | float | np.number) and not isinstance(item.target, bool) for item in kept]
-    targets = np.array([float(i.target) for i in kept]) if all(numbers) else np.array([str(i.target) for i in kept])
+    wanted: list[Any] = [item.target for item in kept]
+    targets = np.array([float(t) for t in wanted]) if all(numbers) else np.array([str(t) for t in wanted])
     groups = np.array([str(item.group) for item in kept])
     given = [item.part for item in kept]
     if resplit or all(part is None for part in given):
@@ -229,6 +231,8 @@ def flat_weights(graphs: Sequence[ParameterGraph], width: int | None = None) -> 
 
 
 def _unusable(item: PropertyItem, column: str) -> str:
+    if item.target is None:
+        return f"{column} is not known"
     if isinstance(item.target, float) and not np.isfinite(item.target):
         return f"{column} is {item.target}"
     for block, value in zip(item.graph.topology.blocks, item.graph.values, strict=True):

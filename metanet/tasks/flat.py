@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metanet.errors import ConfigError
 from metanet.tasks.data import PropertyData, flat_weights
 from metanet.tasks.property import PropertyTask
 from metanet.train import Extras, Monitor
 
+SCALES = ("place", "whole")
 _CLIP = 5.0  # standard deviations; one broken network must not rule a column
 
 
@@ -29,12 +31,27 @@ class FlatData:
     inputs: Tensor
 
     @classmethod
-    def of(cls, data: PropertyData) -> FlatData:
+    def of(cls, data: PropertyData, scale: str = "place") -> FlatData:
+        """The flat weights of the networks.
+
+        Args:
+            data: The networks.
+            scale: "place" standardises each place in the list by itself; "whole" divides all by one number, so that
+                padding stays zero, which serves better where few networks share an architecture.
+
+        Raises:
+            ConfigError: Another scale.
+        """
         weights = data.remember("flat", lambda: flat_weights(data.graphs))
         train = weights[data.part("train")]
-        mean, deviation = train.mean(axis=0), train.std(axis=0)
-        # A place that is zero in every training network (padding) says nothing.
-        scaled = np.where(deviation > 1e-8, (weights - mean) / np.maximum(deviation, 1e-8), 0.0)
+        if scale == "place":
+            mean, deviation = train.mean(axis=0), train.std(axis=0)
+            # A place that is zero in every training network (padding) says nothing.
+            scaled = np.where(deviation > 1e-8, (weights - mean) / np.maximum(deviation, 1e-8), 0.0)
+        elif scale == "whole":
+            scaled = weights / max(float(np.sqrt(np.square(train[train != 0]).mean())), 1e-8)
+        else:
+            raise ConfigError(f"{scale!r} given, expected one of {', '.join(SCALES)}", where="flat.scale")
         return cls(data, torch.from_numpy(np.clip(scaled, -_CLIP, _CLIP).astype(np.float32)))
 
     def describe(self) -> dict[str, Any]:

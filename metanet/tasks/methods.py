@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metanet.errors import ConfigError
 from metanet.tasks.boosting import BoostingOptions
 from metanet.tasks.data import PropertyData
-from metanet.tasks.flat import FlatData, FlatTask
+from metanet.tasks.flat import SCALES, FlatData, FlatTask
 from metanet.tasks.property import PropertyTask, choose_share, fit_property_trees, outputs_of, tree_scores
 from metanet.train import Trained, TrainerSettings, fit
 
@@ -77,20 +78,30 @@ class MetanetMethod:
 
 @dataclass(frozen=True)
 class FlatMethod:
-    """A plain network on the raw weights."""
+    """A plain network on the raw weights: trained once for each scaling of them, the better on validation is kept."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: TrainerSettings = FLAT_SETTINGS
+    scales: tuple[str, ...] = SCALES
     name: str = "flat"
     kind: str = "baseline"
 
     def run(self, task: PropertyTask, data: PropertyData, seed: int) -> Result:
         began = time.perf_counter()
-        flat = FlatData.of(data)
-        trained = fit(FlatTask(task), flat, self.options, replace(self.settings, seed=seed))
+        kept: tuple[str, FlatData, Trained] | None = None
+        for scale in self.scales:
+            flat = FlatData.of(data, scale)
+            trained = fit(FlatTask(task), flat, self.options, replace(self.settings, seed=seed))
+            value = trained.best_value
+            if kept is None or (value is not None and task.monitor.improves(value, kept[2].best_value)):
+                kept = (scale, flat, trained)
+        if kept is None:
+            raise ConfigError("no scaling given", where="flat.scales")
+        scale, flat, trained = kept
         with torch.no_grad():
             scores = task.encoding(data).scores(trained.model(flat.inputs).numpy())
-        return Result(self.name, scores, time.perf_counter() - began, trained.history, _training_details(trained))
+        details = {"scale": scale, **_training_details(trained)}
+        return Result(self.name, scores, time.perf_counter() - began, trained.history, details)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ class TargetTransform:
 
     @classmethod
     def fit(cls, name: str, targets: ArrayLike) -> TargetTransform:
-        """The transform for these training targets; "auto" takes the logit of shares and leaves the rest.
+        """The transform for these training targets.
+
+        "auto" takes the logit of what lies in [0, 1] and reaches beyond a half, else the logarithm of positive numbers
+        over more than two orders of magnitude, and leaves the rest.
 
         Raises:
             TaskError: An unknown name, no finite targets, or targets outside the transform's range.
@@ -48,7 +51,7 @@ class TargetTransform:
             raise TaskError(f"{len(values)} training targets, of which {int((~np.isfinite(values)).sum())} not finite")
         low, high = float(values.min()), float(values.max())
         if name == "auto":
-            name = "logit" if low >= 0 and 0.05 < high <= 1 else "standard"
+            name = "logit" if low >= 0 and 0.5 < high <= 1 else "log" if low > 0 and high > 100 * low else "standard"
         if name == "logit" and (low < 0 or high > 1):
             raise TaskError(f"targets from {low:g} to {high:g}, but a logit needs shares from 0 to 1")
         if name == "log" and low <= 0:

@@ -103,6 +103,9 @@ def _run(
             torch.manual_seed(model_seed)
             model = task.model(data, options, generator_from(model_seed))
         state = LoopState.load(folder / STATE_NAME, identity) if folder is not None and resume else None
+        if state is not None and state.threads:
+            # To go on exactly, sums must be split among as many threads as before the kill.
+            torch.set_num_threads(state.threads)
         outcome = _epochs(task, data, model, settings, loop_seed, state, folder, identity)
         with torch.no_grad():
             extras = task.complete(outcome.model, data, generator_from(extras_seed))

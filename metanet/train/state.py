@@ -28,6 +28,7 @@ class LoopState:
         step: Optimiser steps done.
         best_value: Best validation metric so far, None before the first.
         best_epoch: The epoch (counted from 1) that it was seen at; 0 before the first.
+        threads: Threads that torch computed with: another number would add up in another order.
         model: State dict of the model.
         average: Moving average of the weights; empty where it is off.
         best: State dict of the best epoch.
@@ -40,6 +41,7 @@ class LoopState:
     step: int = 0
     best_value: float | None = None
     best_epoch: int = 0
+    threads: int = 0
     model: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class LoopState:
             "step": self.step,
             "best_value": self.best_value,
             "best_epoch": self.best_epoch,
+            "threads": torch.get_num_threads(),
             "history": self.history,
         }
         metadata = {"format": FORMAT, "identity": identity, "state": json.dumps(scalars)}

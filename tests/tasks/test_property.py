@@ -202,6 +202,10 @@ def test_data_leave_out_and_record_what_is_not_finite():
         "net1": "score is nan",
     }
     assert data.describe()["dropped"] == 2
+    items[2] = replace(items[2], target=None)
+    assert dict(property_data(items, "score").dropped)["net2"] == "score is not known"
+    switches = [replace(item, target=i % 2 == 0) for i, item in enumerate(items)]
+    assert set(property_data(switches, "residual").targets) == {"True", "False"}
 
 
 def test_data_keep_the_parts_they_are_given():
@@ -335,3 +339,29 @@ def test_items_default_to_their_number():
     items = [replace(item, name="") for item in make_items(9)]
     assert property_data(items, "score").names[4] == "4"
     assert isinstance(items[0], PropertyItem)
+
+
+def test_a_crashed_training_ends_with_the_same_model(tmp_path, monkeypatch, number_data):
+    """Buffers, moving averages and the order of the batches of the real model all come back."""
+    from metanet.train.state import LoopState
+
+    settings = replace(SETTINGS, epochs=6, average=0.9)
+    task = PropertyTask("score", batch=16, chunk=8, boosting=BOOSTING)
+    train(task, number_data, {**MODEL, "probes": 4}, settings, tmp_path / "whole")
+    save = LoopState.save
+
+    def save_then_crash(self, path, identity):
+        save(self, path, identity)
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoopState, "save", save_then_crash)
+        with pytest.raises(KeyboardInterrupt):
+            train(task, number_data, {**MODEL, "probes": 4}, settings, tmp_path / "crashed")
+    # Equal data made anew, as in a new process.
+    train(task, property_data(make_items(), "score"), {**MODEL, "probes": 4}, settings, tmp_path / "crashed")
+    for name in ("weights.safetensors", "trees.safetensors", "property.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "crashed" / name).read_bytes()
+    with pytest.raises(TrainError, match=r"differs in data\.fingerprint"):
+        train(task, property_data(make_items(seed=1), "score"), {**MODEL, "probes": 4}, settings, tmp_path / "whole")

@@ -35,6 +35,7 @@ def test_scale_and_order():
     assert (np.diff(learned) > 0).all()
     assert TargetTransform.fit("auto", [1.5, 3.0]).name == "standard"
     assert TargetTransform.fit("auto", [0.0, 0.01]).name == "standard"
+    assert TargetTransform.fit("auto", [1e-4, 0.1]).name == "log"
 
 
 def test_inverse_stays_in_range():

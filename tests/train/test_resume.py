@@ -181,6 +181,30 @@ def test_presentation_may_change_between_kill_and_resume(tmp_path, monkeypatch):
     train(ToyTask(), toy_data(), {"hidden": 8}, replace(SETTINGS, checkpoint_every=5), tmp_path / "run")
 
 
+def test_a_resumed_run_computes_with_as_many_threads_as_before(tmp_path, monkeypatch):
+    save, seen = LoopState.save, []
+
+    def save_then_crash(self, path, identity):
+        save(self, path, identity)
+        raise Crash
+
+    settings = replace(SETTINGS, threads=0, epochs=2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(LoopState, "save", save_then_crash)
+            with pytest.raises(Crash):
+                train(ToyTask(), toy_data(), {"hidden": 8}, settings, tmp_path / "run")
+        torch.set_num_threads(1)
+        monkeypatch.setattr(ToyTask, "metrics", lambda *a: seen.append(torch.get_num_threads()) or {"val_mse": 1.0})
+        train(ToyTask(), toy_data(), {"hidden": 8}, settings, tmp_path / "run")
+        assert seen == [2]
+        assert torch.get_num_threads() == 1, "the number of threads was left changed"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_damaged_state_or_artefact_is_named(tmp_path, uninterrupted):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)

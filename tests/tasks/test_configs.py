@@ -1,0 +1,58 @@
+"""Do all shipped configurations compose, build what they say, and hold data only?"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from metanet.commands._compose import compose
+from metanet.nn import Metanet
+from metanet.tasks import PropertyTask, build_model, task_from_mapping
+from metanet.train import TrainerSettings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def names(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_every_task_model_and_trainer_compose(task):
+    for model, trainer in itertools.zip_longest(names("model"), names("trainer"), fillvalue="default"):
+        words = [f"task={task}", f"trainer={trainer}", "seed=7"]
+        config = compose("train", words + ([f"model={model}"] if model != "default" else []))
+        made = task_from_mapping(config["task"])
+        settings = TrainerSettings.from_mapping(config["trainer"])
+        net = build_model(config["model"], 2, torch.Generator().manual_seed(0))
+        assert isinstance(made, PropertyTask)
+        assert isinstance(net, Metanet)
+        assert settings.seed == 7
+        assert config["folder"].startswith("runs/")
+        if model != "default":
+            assert net.config["hidden"] == config["model"]["hidden"]
+
+
+def test_the_property_task_of_the_files_is_that_of_the_code():
+    """A default that stands twice must not differ: the files are the documentation of the code."""
+    shipped = task_from_mapping(compose("train", [])["task"])
+    assert shipped == PropertyTask("test_accuracy")
+
+
+def test_a_task_may_prefer_a_data_set_and_the_user_may_overrule_it():
+    config = compose("train", ["task=algorithm"])
+    assert config["dataset"]["name"] == "rl_agents"
+    assert config["dataset"]["group"] == "environment"
+    assert config["task"]["kind"] == "classification"
+    assert compose("train", ["task=algorithm", "dataset=zoo"])["dataset"]["kind"] == "zoo"
+    assert compose("train", ["task=algorithm", "trainer=default"])["trainer"]["epochs"] == 40
+
+
+def test_configurations_are_data_and_name_no_code_and_no_machine():
+    for path in CONFIGS.rglob("*.yaml"):
+        text = path.read_text()
+        for word in ("_target_", "/home/", "/work", "/tmp", "!!python", "eval("):
+            assert word not in text, f"{path.name} holds {word}"
