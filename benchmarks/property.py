@@ -46,7 +46,7 @@ def result(case: str, seed: int, folder: Path, overrides: Sequence[str], threads
     done = folder / "evaluation.json"
     if done.exists():
         return dict(read_json(done))
-    words = [f"zoo={case}", f"zoo.seed={seed}", "trainer=quick", f"seed={seed}", "trainer.progress=false", *overrides]
+    words = [f"zoo={case}", f"zoo.seed={seed}", f"seed={seed}", "trainer.progress=false", *overrides]
     config = compose("train", words)
     started = time.perf_counter()
     if not (folder / "zoo" / "manifest.json").exists():

@@ -30,7 +30,8 @@ def zoo_items(zoo: Zoo, column: str) -> Iterator[PropertyItem]:
     parents = {record["run"]: record["parent"] for record in (*zoo.index, *zoo.failures)}
     for record, entry in zip(zoo.index, zoo, strict=True):
         target = record[column]
-        if isinstance(target, bool) or not isinstance(target, int | float | str):
+        # What is not known of a network (None) is left out by `property_data`, which records it.
+        if target is not None and not isinstance(target, int | float | str):
             raise ConfigError(f"column {column!r} holds {target!r:.60}, no number or word", where=zoo.folder)
         checkpoint = Checkpoint(entry.state, entry.architecture, Source(zoo.folder / record["shard"], "safetensors"))
         graph = ParameterGraph.build(checkpoint.spec, checkpoint.state)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from metanet.errors import TaskError
+from metanet.errors import ConfigError, TaskError
 
 _CHUNK = 2048
 
@@ -30,6 +30,9 @@ class BoostingOptions:
         subsample: Share of the examples that each tree sees.
         features: Share of the features that each split may choose from.
         leaf: Fewest examples in a leaf.
+
+    Raises:
+        ConfigError: An option is out of its range.
     """
 
     trees: int = 400
@@ -38,6 +41,18 @@ class BoostingOptions:
     subsample: float = 0.6
     features: float = 0.25
     leaf: int = 3
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("trees", self.trees >= 1, "1 or more"),
+            ("rate", 0 < self.rate <= 1, "above 0, at most 1"),
+            ("depth", 1 <= self.depth <= 32, "from 1 to 32"),
+            ("subsample", 0 < self.subsample <= 1, "above 0, at most 1"),
+            ("features", 0 < self.features <= 1, "above 0, at most 1"),
+            ("leaf", self.leaf >= 1, "1 or more"),
+        ):
+            if not good:
+                raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.boosting.{name}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ def test_a_task_may_prefer_a_data_set_and_the_user_may_overrule_it():
     assert config["dataset"]["group"] == "environment"
     assert config["task"]["kind"] == "classification"
     assert compose("train", ["task=algorithm", "dataset=zoo"])["dataset"]["kind"] == "zoo"
-    assert compose("train", ["task=algorithm", "trainer=default"])["trainer"]["epochs"] == 40
+    assert compose("train", ["task=algorithm", "trainer=default"])["trainer"]["patience"] == 10
 
 
 def test_configurations_are_data_and_name_no_code_and_no_machine():

@@ -280,6 +280,7 @@ def test_share_is_that_of_the_better_model(number_data):
         ({"column": "x", "batch": "many"}, "task.batch: 'many' given, expected a whole number"),
         ({"column": "x", "colour": 1}, "no such setting: 'colour'"),
         ({"column": "x", "boosting": {"trees": 1.5}}, "task.boosting.trees"),
+        ({"column": "x", "boosting": {"rate": 0}}, "task.boosting.rate: 0.0 given, expected above 0"),
     ],
 )
 def test_task_options_are_checked(options, message):
