@@ -139,7 +139,7 @@ def _unseen(zoo: Zoo, config: Mapping[str, Any], seed: int, folder: Path) -> dic
     from metanet.datasets import build_zoo
     from metanet.tasks import PropertyModel
 
-    # The ranges are the zoo's, the seed is not; the first network that the model can read is taken, whatever it is like.
+    # The ranges are the zoo's, the seed is not; the first network that the model can read is taken, whatever it is.
     apart = dict(config) | {"name": "unseen", "seed": seed + 1_000_003, "runs": 4, "architectures": 4, "children": 0.0}
     others = build_zoo(apart, folder / "unseen-runs", threads=1)
     model = PropertyModel.open(folder / "model")
