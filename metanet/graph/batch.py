@@ -7,7 +7,7 @@ no gather, no scatter, no padding. The batch remembers the order in which it was
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Bucket:
         topology: the common topology.
         index: their places in the batch.
         values: one dense tensor per block; ``None`` for raw blocks.
-        cache: results that depend on each network alone, first axis the network; selected along with the values.
+        origin: the bucket that this one was taken from, and which of its networks; cached results come from there.
+        cache: results that depend on each network alone, first axis the network.
 
     Shapes:
         index: ``(B,)``. values: ``(B, target, source, features)``, ``(B, nodes, features)`` or ``(B, features)``.
@@ -36,6 +37,7 @@ class Bucket:
     topology: Topology
     index: Tensor
     values: tuple[Tensor | None, ...]
+    origin: tuple[Bucket, Tensor | None] | None = None
     cache: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -49,22 +51,39 @@ class Bucket:
         return found
 
     def remember(self, key: str, make: Callable[[Bucket], Tensor]) -> Tensor:
-        """The cached result for ``key``, made on first use. ``make`` must treat each network by itself."""
+        """The result for ``key``, made on first use.
+
+        A selection asks the bucket it was taken from: what depends on the weights alone is computed once for all
+        networks of a batch, however many selections of it are trained on.
+
+        Args:
+            key: names the result.
+            make: one row per network of the bucket it is given; must treat each network by itself.
+        """
         if key not in self.cache:
-            self.cache[key] = make(self)
+            if self.origin is None:
+                self.cache[key] = make(self)
+            else:
+                source, rows = self.origin
+                found = source.remember(key, make)
+                self.cache[key] = found.to(self.index.device) if rows is None else found.index_select(0, rows)
         return self.cache[key]
 
     def select(self, rows: Tensor, index: Tensor) -> Bucket:
         """Some networks of the bucket, at new places."""
         values = tuple(None if value is None else value.index_select(0, rows) for value in self.values)
-        cache = {key: value.index_select(0, rows) for key, value in self.cache.items()}
-        return Bucket(self.topology, index, values, cache)
+        return Bucket(self.topology, index, values, (self, rows))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bucket:
-        """The bucket on another device or in another dtype; cached results are dropped where the dtype changes."""
+        """The bucket on another device or in another dtype; cached results are kept unless the dtype changes."""
         values = tuple(None if value is None else value.to(device=device, dtype=dtype) for value in self.values)
-        cache = {} if dtype is not None else {key: value.to(device=device) for key, value in self.cache.items()}
-        return replace(self, index=self.index.to(device), values=values, cache=cache)
+        index = self.index.to(device)
+        if index is self.index and all(new is old for new, old in zip(values, self.values, strict=True)):
+            return self
+        same = all(
+            new is None or old is None or new.dtype == old.dtype for new, old in zip(values, self.values, strict=True)
+        )
+        return Bucket(self.topology, index, values, (self, None) if same else None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

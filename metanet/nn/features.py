@@ -130,14 +130,15 @@ class Embedding(nn.Module):
         """Cosine coefficients and moments of one block; kept with the bucket, since they hold no parameters."""
         block, value = bucket.topology.blocks[number], bucket.value(number)
 
-        def make(which: int) -> Tensor:
-            z, told = standardised(block, value)
+        def make(source: Bucket, which: int) -> Tensor:
+            z, told = standardised(block, source.value(number))
             return (coefficients(block, z, self.positions), told)[which]
 
         if value.requires_grad:
-            return make(0), make(1)
+            return make(bucket, 0), make(bucket, 1)
         key = f"input/{self.positions}/{number}"
-        return bucket.remember(key, lambda _: make(0)), bucket.remember(f"{key}/moments", lambda _: make(1))
+        first = bucket.remember(key, lambda source: make(source, 0))
+        return first, bucket.remember(f"{key}/moments", lambda source: make(source, 1))
 
     def _values(self, table: Table, bucket: Bucket, number: int, constant: Tensor) -> Tensor:
         x, _ = self.inputs(bucket, number)
@@ -197,12 +198,12 @@ class Embedding(nn.Module):
         """
         block, value = bucket.topology.blocks[number], bucket.value(number)
 
-        def make(axis: int) -> Tensor:
-            z, _ = standardised(block, value)
+        def make(source: Bucket, axis: int) -> Tensor:
+            z, _ = standardised(block, source.value(number))
             size = (z.square().mean((axis, 3)) + 1e-6).log() / 2
             return torch.stack([size, z.mean((axis, 3))], dim=-1)
 
         if value.requires_grad:
-            return make(2), make(1)
-        key = f"rows/{number}"
-        return bucket.remember(f"{key}/in", lambda _: make(2)), bucket.remember(f"{key}/out", lambda _: make(1))
+            return make(bucket, 2), make(bucket, 1)
+        incoming = bucket.remember(f"rows/{number}/in", lambda source: make(source, 2))
+        return incoming, bucket.remember(f"rows/{number}/out", lambda source: make(source, 1))

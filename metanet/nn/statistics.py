@@ -86,7 +86,9 @@ def bucket_statistics(bucket: Bucket) -> Tensor:
 @torch.no_grad()
 def _statistics(bucket: Bucket) -> Tensor:
     dtype = next((value.dtype for value in bucket.values if value is not None), torch.float32)
-    wide = bucket.to(dtype=torch.float64)
+    # Networks that are not finite are refused before their row is read; here they must only not stop the others.
+    values = tuple(None if value is None else torch.nan_to_num(value.double(), 0, 0, 0) for value in bucket.values)
+    wide = Bucket(bucket.topology, bucket.index, values)
     parts = torch.cat([_layers(wide), _network(wide), _responses(wide)], dim=1)
     return torch.nan_to_num(parts, nan=0.0, posinf=1e6, neginf=-1e6).clamp(-1e6, 1e6).to(dtype)
 

@@ -65,8 +65,23 @@ def test_select_equals_collate_of_the_selection_and_keeps_cached_results():
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         places = bucket.remember("place", lambda bucket: calls.append(1) or bucket.index)
         assert places.tolist() == [wanted[i] for i in bucket.index.tolist()]
-    assert len(calls) == 3
+    again = chosen.select([0, 1]).to(dtype=torch.float32).to("cpu")
+    for bucket in again:
+        bucket.remember("place", lambda bucket: calls.append(1) or bucket.index)
+    assert len(calls) == 3  # once per bucket of the whole batch
+    for bucket in chosen.to(dtype=torch.float64):
+        bucket.remember("place", lambda bucket: calls.append(1) or bucket.index)
+    assert len(calls) == 3 + len(chosen.buckets)  # another dtype is computed anew
     assert len(batch.select([])) == 0
+
+
+def test_a_selection_computes_for_the_whole_batch():
+    batch = collate(graphs())
+    seen = []
+    for bucket in batch.select([0, 3, 1]):
+        bucket.remember("size", lambda bucket: seen.append(len(bucket)) or bucket.index)
+    assert seen == [3, 3]
+    assert sum("size" in bucket.cache for bucket in batch) == 2
 
 
 def test_errors():

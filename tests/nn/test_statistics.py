@@ -100,6 +100,16 @@ def test_a_network_of_one_layer_and_one_without_weights():
     assert told["first: exists"] == told["layers"] == 0
 
 
+def test_a_network_that_is_not_finite_does_not_stop_its_companions():
+    spec = mlp(3, 4, 2)
+    states = [random_state(spec, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    states[1]["layers.0.weight"][0] = float("nan")
+    batch = collate([ParameterGraph.build(spec, state) for state in states])
+    assert torch.isfinite(layer_statistics(batch.select([0]))[0]).all()
+    with pytest.raises(ModelError, match="graph 0"):
+        layer_statistics(batch.select([1]))
+
+
 def test_weights_that_are_not_finite_are_refused():
     spec = mlp(3, 4, 2)
     state = random_state(spec, torch.Generator().manual_seed(0))
