@@ -41,7 +41,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], capsys: p
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     assert "example" in shown
-    assert f"  metanet {' '.join(path)}" in shown.split("example")[1]
+    assert f"  metanet {' '.join(path)}" in shown.split("\nexample")[1]
     assert all(len(line) <= 120 for line in shown.splitlines())
 
 
