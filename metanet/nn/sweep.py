@@ -39,6 +39,7 @@ class Sweep(nn.Module):
         self.probes = probes
         self.code = Dense(_CODE, 2 * _CODE, gain=1.4)
         self.inputs = Dense(2 * _CODE, probes, gain=1.4)
+        self.size = Table(probes, scale=0.5)  # logarithm of each probe's root mean square
         self.kernels = Table(len(KINDS), _POSITIONS, probes, scale=0.5)
         self.mix = Dense(probes, probes, gain=0.0)
         self.outputs = Dense(_CODE, _OUTPUTS, gain=1.4)
@@ -59,7 +60,7 @@ class Sweep(nn.Module):
 
         def inputs(_: int, size: int) -> Tensor:
             x = self.inputs(relu(self.code(position_code(size, _CODE).to(like))))
-            return x / (x.square().mean(0, keepdim=True) + 1e-6).sqrt()
+            return x / (x.square().mean(0, keepdim=True) + 1e-6).sqrt() * self.size.weight.exp()
 
         def kernel(number: int) -> Tensor:
             block = topology.blocks[number]
