@@ -18,11 +18,6 @@ def print_json(value: Any) -> None:
     print(json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_json_line(value: Any) -> None:
-    """`value` as one line of JSON on stdout, at once, so that a reader can follow a long answer."""
-    print(json.dumps(_standard(value), ensure_ascii=False, allow_nan=False), flush=True)
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], indent: str = "") -> str:
     """Rows under their columns, as wide as they need to be; numbers stand to the right.
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 from metanet.datasets import Zoo
@@ -66,3 +71,22 @@ def test_a_configuration_of_ones_own(tiny_zoo: Path, tmp_path: Path) -> None:
     told = within(*words, cwd=tmp_path).works().json
     assert (told["name"], told["runs"], told["folder"]) == ("mine", 4, "zoos/mine")
     assert (tmp_path / "zoos" / "mine" / "manifest.json").is_file()
+
+
+def test_a_progress_bar_where_somebody_watches_and_only_there(tmp_path: Path) -> None:
+    watcher, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-m", "metanet.cli", *TINY, "--folder", str(tmp_path / "watched")]
+    ends = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": terminal}
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, **ends)
+    os.close(terminal)
+    shown = b""
+    try:
+        while part := os.read(watcher, 65536):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        os.close(watcher)
+    assert b"%|" in shown
+    assert "%|" not in within(*TINY, "--folder", tmp_path / "unwatched").works().err
