@@ -8,6 +8,8 @@ The networks are drawn as in `zoo=digits_cnn` and `zoo=digits_mlp`: batch norm, 
 
     python benchmarks/zoo_build.py [--quick] [--json FILE] [--threads N]
 
+With --json a run that was stopped goes on where it was.
+
 Wanted: vmap at least 3 times the steps per second of the loop, for both cases.
 """
 
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -35,10 +38,12 @@ from metanet.datasets.images import ImageData
 from metanet.datasets.ranges import parse_range
 from metanet.datasets.trainer import train_states
 from metanet.datasets.worker import environment
+from metanet.io import write_json_atomic
 
 SEEDS = (0, 1, 2)
 WANTED = 3.0
 Group = tuple[Architecture, list[RunSettings]]
+Row = dict[str, Any]
 
 
 def drawn_groups(case: str, seed: int, architectures: int, networks: int, steps: int, data: ImageData) -> list[Group]:
@@ -64,45 +69,45 @@ def one_by_one(groups: Sequence[Group], data: ImageData, batch: int) -> None:
 VARIANTS: dict[str, Callable[[Sequence[Group], ImageData, int], None]] = {"vmap": at_once, "loop": one_by_one}
 
 
-def measure(quick: bool) -> list[dict[str, object]]:
+def measure(quick: bool, unfinished: Path | None, setting: str) -> list[Row]:
+    """All rows; with ``unfinished`` they are kept there one by one, and what is there is not measured again."""
     data = load_digits_dataset()
-    batch = load_zoo_config("digits_mixed").batch_size
-    architectures, networks, steps = (3, 27, 16) if quick else (8, 27, 50)
-    rows: list[dict[str, object]] = []
-    order = [(case, seed) for seed in SEEDS for case in ("cnn", "mlp")]
+    rows: list[Row] = []
+    if unfinished is not None and unfinished.exists():
+        before = json.loads(unfinished.read_text())
+        rows = before["rows"] if before["setting"] == setting else []
+    known = {(row["case"], row["seed"]) for row in rows}
+    order = [(case, seed) for seed in SEEDS for case in ("cnn", "mlp") if (case, seed) not in known]
     for case, seed in tqdm(order, desc="zoo_build", file=sys.stderr, disable=not sys.stderr.isatty()):
-        groups = drawn_groups(case, seed, architectures, networks, steps, data)
-        # Once without a clock: the first call of every kind also loads and tunes kernels.
-        for variant in VARIANTS.values():
-            variant(
-                [(a, [replace(run, steps=2, snapshot_steps=(2,)) for run in runs]) for a, runs in groups], data, batch
-            )
-        # One architecture after another and the variants in turn: what else the machine does meets both.
-        seconds = dict.fromkeys(VARIANTS, 0.0)
-        for i, group in enumerate(groups):
-            for name in list(VARIANTS)[:: 1 if (i + seed) % 2 else -1]:
-                start = time.perf_counter()
-                VARIANTS[name]([group], data, batch)
-                seconds[name] += time.perf_counter() - start
-        for name in VARIANTS:
-            value = architectures * networks * steps / seconds[name]
-            rows.append(
-                {
-                    "benchmark": "zoo_build",
-                    "case": case,
-                    "variant": name,
-                    "metric": "steps_per_s",
-                    "seed": seed,
-                    "value": round(value, 1),
-                }
-            )
+        rows += measure_case(case, seed, quick, data)
+        if unfinished is not None:
+            write_json_atomic(unfinished, {"setting": setting, "rows": rows})
     return rows
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
+def measure_case(case: str, seed: int, quick: bool, data: ImageData) -> list[Row]:
+    batch = load_zoo_config("digits_mixed").batch_size
+    architectures, networks, steps = (3, 27, 16) if quick else (8, 27, 50)
+    groups = drawn_groups(case, seed, architectures, networks, steps, data)
+    # Once without a clock: the first call of every kind also loads and tunes kernels.
+    for variant in VARIANTS.values():
+        variant([(a, [replace(run, steps=2, snapshot_steps=(2,)) for run in runs]) for a, runs in groups], data, batch)
+    # One architecture after another and the variants in turn: what else the machine does meets both.
+    seconds = dict.fromkeys(VARIANTS, 0.0)
+    for i, group in enumerate(groups):
+        for name in list(VARIANTS)[:: 1 if (i + seed) % 2 else -1]:
+            start = time.perf_counter()
+            VARIANTS[name]([group], data, batch)
+            seconds[name] += time.perf_counter() - start
+    shared = {"benchmark": "zoo_build", "case": case, "metric": "steps_per_s", "seed": seed}
+    work = architectures * networks * steps
+    return [{**shared, "variant": name, "value": round(work / seconds[name], 1)} for name in VARIANTS]
+
+
+def table(rows: Sequence[Row]) -> str:
     lines = [f"{'case':<6}{'seed':<8}{'vmap':>12}{'loop':>12}{'ratio':>8}   network-steps per second"]
     for case in ("cnn", "mlp"):
-        values = {(r["seed"], r["variant"]): float(str(r["value"])) for r in rows if r["case"] == case}
+        values = {(r["seed"], r["variant"]): r["value"] for r in rows if r["case"] == case}
         ratios = []
         for seed in SEEDS:
             vmap, loop = values[seed, "vmap"], values[seed, "loop"]
@@ -134,11 +139,13 @@ def main() -> None:
         # These settings are read when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)  # noqa: S606 - this very script again
     torch.set_num_threads(arguments.threads)
-    rows = measure(arguments.quick)
+    unfinished = arguments.json and arguments.json.with_name(arguments.json.name + ".unfinished")
+    rows = measure(arguments.quick, unfinished, f"{machine(arguments.threads)}, quick={arguments.quick}")
     print(machine(arguments.threads))
     print(table(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json_atomic(arguments.json, rows)
+        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
