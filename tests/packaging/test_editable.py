@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from tests.packaging.test_wheel import IGNORED, SOURCES
 
 # What mypy itself uses to find a module for the interpreter of an environment; analysing torch would take a minute.
@@ -39,10 +40,10 @@ def install(root: Path, folder: Path, links: bool) -> Path:
             (folder / "source" / "metanet" / name).unlink()
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment" / "bin" / "python"
-    words = [sys.executable, "-m", "pip", "-q", "--python", str(python), "install", "--no-deps", "--no-index", "-e", "."]
+    words = [sys.executable, "-m", "pip", "-q", "--python", str(python), "install", "--no-deps", "--no-index"]
     # The build needs setuptools, which the empty environment does not have.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p.endswith("site-packages"))}
-    subprocess.run([*words, "--no-build-isolation"], cwd=folder / "source", env=environment, check=True)
+    subprocess.run([*words, "--no-build-isolation", "-e", "."], cwd=folder / "source", env=environment, check=True)
     return python
 
 
