@@ -45,6 +45,7 @@ def training_values(training: Training, trained: Trained, evaluation: Evaluation
 
     column = training.task.column
     numbers = evaluation.metric == "tau"
+    groups = "runs" if training.zoo is not None else str(training.config["dataset"].get("group") or "file") + "s"
     values: dict[str, Any] = {
         "format": "metanet.report/1",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -54,12 +55,13 @@ def training_values(training: Training, trained: Trained, evaluation: Evaluation
             "share": numbers and all(0 <= float(v) <= 1 for v in evaluation.true),
         },
         "metric": METRICS[evaluation.metric],
-        "verdict": verdict(evaluation),
+        "groups": groups,
+        "verdict": verdict(evaluation, groups),
         "models": [model_row(model, evaluation) for model in evaluation.models],
         "training": {
             "epochs": [int(row["epoch"]) for row in trained.history],
             "best_epoch": trained.best_epoch,
-            "curves": readable_curves(training_curves(trained.history)),
+            "curves": readable_curves(training_curves(trained.history), groups),
         },
         "configuration": {key: training.config[key] for key in ("task", "dataset", "model", "trainer")},
         "seeds": {"root": training.settings.seed},
@@ -119,28 +121,29 @@ def model_row(model: ModelScore, evaluation: Evaluation) -> dict[str, Any]:
     return {key: _finite(value) for key, value in row.items()} | {"score": _finite(row["score"]) or 0.0}
 
 
-def verdict(evaluation: Evaluation) -> str:
+def verdict(evaluation: Evaluation, groups: str = "runs") -> str:
     """The honest sentence: is what was trained the best of what was tried, and what is it?"""
     metric, label = evaluation.metric, METRICS[evaluation.metric]["label"]
     scores = {m.name: m.values[metric] for m in evaluation.models if _known(m, metric)}
     rivals = {name: score for name, score in scores.items() if KINDS.get(name) is None}
     chosen = evaluation.chosen.name
     if chosen not in scores or not rivals:
-        return f"{label} on held-out runs: {scores.get(chosen, float('nan')):.3f}."
+        return f"{label} on held-out {groups}: {scores.get(chosen, float('nan')):.3f}."
     best = max(rivals, key=lambda name: rivals[name])
     ours, theirs = scores[chosen], rivals[best]
     if chosen == "average":
         what = (
             f"The model is an average: {evaluation.share:.0%} metanetwork and {1 - evaluation.share:.0%} gradient "
-            f"boosting on layer statistics, the share chosen on validation runs."
+            f"boosting on layer statistics, the share chosen on validation {groups}."
         )
     else:
         what = "The model is the metanetwork by itself."
     if ours >= theirs:
-        relation = f"Its {label} of {ours:.3f} on held-out runs is not below the best baseline's {theirs:.3f}"
+        relation = f"Its {label} of {ours:.3f} on held-out {groups} is not below the best baseline's {theirs:.3f}"
         relation += f" ({NAMES[best]})."
     else:
-        relation = f"With a {label} of {ours:.3f} on held-out runs it is NOT the best: {NAMES[best]} has {theirs:.3f}."
+        relation = f"With a {label} of {ours:.3f} on held-out {groups} it is NOT the best: "
+        relation += f"{NAMES[best]} has {theirs:.3f}."
     if chosen == "average" and "metanet" in scores:
         alone = scores["metanet"]
         word = "not below" if alone >= theirs else "below"
@@ -148,7 +151,10 @@ def verdict(evaluation: Evaluation) -> str:
     return f"{what} {relation}"
 
 
-def readable_curves(curves: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, dict[str, list[float | None]]]:
+Curves = Mapping[str, Mapping[str, list[float | None]]]
+
+
+def readable_curves(curves: Curves, groups: str = "runs") -> dict[str, dict[str, list[float | None]]]:
     """The loss and the metric that counts; the learning rate and the rest stay in metrics.csv."""
     wanted = {"loss": ("loss", None), "validation": ("validation", ("tau", "balanced_accuracy"))}
     found: dict[str, dict[str, list[float | None]]] = {}
@@ -158,7 +164,7 @@ def readable_curves(curves: Mapping[str, Mapping[str, list[float | None]]]) -> d
             kept = {name: line for name, line in lines.items() if names is None or name in names}
             if panel == "validation" and len(kept) == 1:
                 ((name, line),) = kept.items()
-                found[f"{METRICS[name]['label']} on validation runs"] = {name: line}
+                found[f"{METRICS[name]['label']} on validation {groups}"] = {name: line}
             elif kept:
                 found[panel] = kept
     return found

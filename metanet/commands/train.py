@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     rows = [[m["name"], m["score"], *(m["interval"] or (None, None)), m["r2"], m["accuracy"]] for m in values["models"]]
-    columns = ["on held-out runs", values["metric"]["label"], "from", "to", "R2", "accuracy"]
+    columns = [f"on held-out {values['groups']}", values["metric"]["label"], "from", "to", "R2", "accuracy"]
     kept = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
     print(table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows]))
     print(f"\n{values['verdict']}")

@@ -149,7 +149,7 @@ def intervals(models: Sequence[Mapping[str, Any]], metric: str) -> str:
             axes.annotate(f"{model['score']:.3f}", (model["score"], i), (0, 8), textcoords="offset points", ha="center")
         axes.set_yticks(range(len(models)), [model["name"] for model in reversed(models)])
         axes.tick_params(axis="y", colors=INK)
-        axes.set(ylim=(-0.6, len(models) - 0.25), xlabel=f"{metric} on held-out runs, with its 95 % interval")
+        axes.set(ylim=(-0.6, len(models) - 0.25), xlabel=f"{metric}, with its 95 % interval")
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))

@@ -16,6 +16,7 @@ from metanet.report import figures
 from metanet.report.values import check_values, complete, load_values
 
 PAGE, VALUES = "report.html", "report.json"
+GROUPS = "runs"  # what training, validation and test never share, where the values do not say it
 METRIC = {
     "label": "Kendall's tau",
     "explanation": "Kendall's tau says how well the order of the networks is told: 1 is the right order, 0 is chance.",
@@ -87,7 +88,9 @@ def _page(values: Mapping[str, Any]) -> str:
         values, target["label"], target["share"]
     )
     metric = values.get("metric") or METRIC
-    shown = complete(values) | {"target": target, "metric": {"explanation": ""} | metric, "drawings": drawings}
+    groups = values.get("groups") or GROUPS
+    shown = complete(values) | {"target": target, "metric": {"explanation": ""} | metric, "groups": groups}
+    shown["drawings"] = drawings
     return environment.get_template("report.html.j2").render(shown)
 
 
@@ -101,7 +104,8 @@ def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, M
     if (values.get("training") or {}).get("curves"):
         drawn["curves"] = figures.curves(values["training"])
     if values.get("models"):
-        drawn["intervals"] = figures.intervals(values["models"], (values.get("metric") or METRIC)["label"])
+        metric, groups = (values.get("metric") or METRIC)["label"], values.get("groups") or GROUPS
+        drawn["intervals"] = figures.intervals(values["models"], f"{metric} on held-out {groups}")
     return {name: Markup(text) for name, text in drawn.items()}  # noqa: S704 - matplotlib escapes the text it is given
 
 

@@ -40,6 +40,7 @@ SHAPE: Json = {
     "headline": [{"label!": str, "value!": str, "note": str}],
     "target": {"column": str, "label": str, "share": bool},
     "metric": {"label!": str, "explanation": str},
+    "groups": str,
     "zoo": {
         "name": str,
         "data": str,
