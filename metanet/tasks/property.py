@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class PropertyTask:
         objective: For numbers: "huber" (linear beyond one deviation: broken networks do not rule) or "squared".
         rank: Weight of an additional loss on the order of the pairs in a batch; 0 for none.
         balanced: For labels: every class counts the same in the loss, however rare it is.
+        jitter: In training every weight is multiplied by 1 + jitter times a normal number, drawn anew at every step: it
+            keeps a model with few networks to learn from from knowing them by heart. The statistics stay as they are.
         best_by: Validation metric that chooses the epoch; "auto" takes the loss.
         ensemble: Also fit boosted trees on the layer statistics, and average both.
         share: Share of the metanetwork in the average; -1 chooses it on the validation part.
@@ -56,6 +58,7 @@ class PropertyTask:
     objective: str = "huber"
     rank: float = 0.0
     balanced: bool = False
+    jitter: float = 0.3
     best_by: str = "auto"
     ensemble: bool = True
     share: float = -1.0
@@ -68,6 +71,7 @@ class PropertyTask:
             ("batch", self.batch >= 1, "1 or more"),
             ("chunk", self.chunk >= 1, "1 or more"),
             ("rank", self.rank >= 0, "0 or more"),
+            ("jitter", 0 <= self.jitter < 1, "from 0 to below 1"),
             ("share", self.share == -1 or 0 <= self.share <= 1, "from 0 to 1, or -1 to choose it"),
         ):
             if not good:
@@ -136,7 +140,7 @@ class PropertyTask:
     def loss(self, model: nn.Module, data: PropertyData, batch: Tensor, generator: torch.Generator) -> Tensor:
         device = next(model.parameters()).device
         targets = self.targets(data)[batch].to(device)
-        outputs = model(data.batch.select(batch).to(device))
+        outputs = model(jittered(data.batch.select(batch), self.jitter, generator).to(device))
         return self.loss_of(outputs, targets, self.class_weights(data))
 
     def class_weights(self, data: PropertyData) -> Tensor | None:
@@ -247,6 +251,28 @@ class PropertyTask:
         record["validation"]["trees"] = _finite(self.measure(data, val, others))
         record["validation"]["average"] = _finite(self.measure(data, val, average))
         return Extras({TREES_NAME: trees.tensors()}, {PROPERTY_NAME: record})
+
+
+def jittered(batch: GraphBatch, deviation: float, generator: torch.Generator) -> GraphBatch:
+    """A batch whose weights are multiplied by random factors around one; what was computed of it before is kept.
+
+    Args:
+        batch: The networks.
+        deviation: Standard deviation of the factors; 0 gives the batch back.
+        generator: Where the factors come from.
+    """
+    if not deviation:
+        return batch
+
+    def shaken(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        # A factor stays positive: a variance must not change its sign.
+        return value * (1 + deviation * noise).clamp(min=0.1)
+
+    buckets = (replace(bucket, values=tuple(map(shaken, bucket.values))) for bucket in batch)
+    return GraphBatch(tuple(buckets), batch.size)
 
 
 def outputs_of(model: nn.Module, batch: GraphBatch) -> NDArray[np.float32]:

@@ -14,9 +14,17 @@ from metanet.checkpoint import Architecture
 from metanet.errors import CheckpointError, ConfigError, TaskError, TrainError
 from metanet.graph import ParameterGraph
 from metanet.nn import Metanet
-from metanet.tasks import PropertyItem, PropertyModel, PropertyTask, build_model, predict, property_data
+from metanet.tasks import (
+    PropertyItem,
+    PropertyModel,
+    PropertyTask,
+    build_model,
+    predict,
+    property_data,
+    statistics_of,
+)
 from metanet.tasks.boosting import BoostingOptions
-from metanet.tasks.property import choose_share, outputs_of
+from metanet.tasks.property import choose_share, jittered, outputs_of
 from metanet.train import TrainerSettings, fit, train
 
 from .conftest import ARCHITECTURES, make_items, network, spec_of
@@ -260,6 +268,22 @@ def test_ranking_loss_wants_the_right_order():
     wrong = task.loss_of(torch.tensor([[2.0], [1.0], [0.0]]), true)
     assert right < wrong
     assert torch.isfinite(task.loss_of(torch.zeros(3, 1), torch.zeros(3)))
+
+
+def test_jitter_shakes_weights_and_nothing_else(number_data, generator):
+    assert len(number_data.statistics) == len(number_data)
+    batch = number_data.batch.select(range(12))
+    shaken = jittered(batch, 0.3, generator)
+    assert jittered(batch, 0.0, generator) is batch
+    for before, after in zip(batch, shaken, strict=True):
+        assert torch.equal(before.index, after.index)
+        for one, two in zip(before.values, after.values, strict=True):
+            if one is not None:
+                assert torch.equal(one.sign(), two.sign())
+                assert (one == 0).all() or not torch.equal(one, two)
+    assert np.array_equal(statistics_of(batch), statistics_of(shaken)), "the statistics were shaken too"
+    factors = torch.cat([(b.values[0] / a.values[0]).reshape(-1) for a, b in zip(batch, shaken, strict=True)])
+    assert 0.25 < float(factors.std()) < 0.35
 
 
 def test_share_is_that_of_the_better_model(number_data):
