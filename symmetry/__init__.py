@@ -5,6 +5,7 @@ from symmetry.action import act
 from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
+from symmetry.order import smooth, total_variation
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
 from symmetry.trace import rule_table, trace
@@ -30,7 +31,9 @@ __all__ = [
     "act",
     "analyze",
     "rule_table",
+    "smooth",
     "testing",
+    "total_variation",
     "trace",
     "verify",
 ]
