@@ -210,6 +210,11 @@ class GaugePass:
                 self.zero_units(leaves, units)
         return self.constant(value.dims)
 
+    def kill_into(self, value: GaugeValue, dims: Sequence[AxisNode]) -> GaugeValue:
+        """Emit: nothing scales this value. Returns the constant of other axes."""
+        self.kill(value)
+        return self.constant(dims)
+
     def _without_rule(self, node: Node) -> GaugeValue | tuple[GaugeValue | None, ...]:
         for reference in references(node):
             found = self.values[reference.name]
