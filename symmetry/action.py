@@ -1,7 +1,7 @@
 """How does a group element change a state?
 
 Each tensor is cut into blocks without concatenation (:func:`symmetry.spaces.blocks`); in a block every leaf is one
-array dimension, so a permutation is one ``index_select`` and a scaling one broadcast product.
+array dimension, so a permutation is one ``index_select``, a scaling one broadcast product, a matrix one matrix product.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from symmetry.spaces import Atom, Axis, Fixed, blocks
 
 if TYPE_CHECKING:
     from symmetry.elements import GroupElement
-    from symmetry.spec import Slot, SymmetrySpec
+    from symmetry.spec import LinearSlot, Slot, SymmetrySpec
 
 __all__ = ["TensorBlock", "act", "multipliers", "tensor_blocks"]
 
@@ -98,13 +98,14 @@ def act(spec: SymmetrySpec, element: GroupElement, state: Mapping[str, Tensor]) 
         for name, permutation in element.permutations.items()
         if not bool((permutation == torch.arange(permutation.shape[-1])).all())
     }
+    turns = _active_matrices(element)
     done: dict[tuple[int, str], Tensor] = {}
     result = {}
     for name, tensor in state.items():
         source = spec.tensors[name].tied_to or name
         key = (id(tensor), source)
         if key not in done:
-            done[key] = _act_on(spec, element, source, tensor, slots.get(source, []), moved)
+            done[key] = _act_on(spec, element, source, tensor, slots.get(source, []), turns.get(source, []), moved)
         result[name] = done[key]
     return result
 
@@ -121,12 +122,25 @@ def _active_slots(element: GroupElement) -> dict[str, list[tuple[Slot, str | Non
     return found
 
 
+def _active_matrices(element: GroupElement) -> dict[str, list[tuple[LinearSlot, str, Tensor]]]:
+    """The slots of all matrices that are not the identity, by tensor: (slot, space, what multiplies from the left)."""
+    found: dict[str, list[tuple[LinearSlot, str, Tensor]]] = {}
+    for factor in element.spec.linear:
+        matrix = element.matrices[factor.space]
+        if not bool((matrix == torch.eye(factor.size, dtype=matrix.dtype)).all()):
+            dual = torch.linalg.inv(matrix).mT if factor.kind == "linear" else matrix
+            for slot in factor.slots:
+                found.setdefault(slot.tensor, []).append((slot, factor.space, dual if slot.inverse else matrix))
+    return found
+
+
 def _act_on(
     spec: SymmetrySpec,
     element: GroupElement,
     name: str,
     tensor: Tensor,
     slots: list[tuple[Slot, str | None, Tensor, bool]],
+    turns: list[tuple[LinearSlot, str, Tensor]],
     moved: set[str],
 ) -> Tensor:
     axes, offset = spec.axes[name], spec.tensors[name].positive_offset
@@ -136,22 +150,35 @@ def _act_on(
         for leaf in axis.leaves()
         if isinstance(leaf, Atom) and leaf.space.name in moved
     ]
-    if not touched and not slots:
+    if not touched and not slots and not turns:
         return tensor
-    if slots and not tensor.is_floating_point():
+    if (slots or turns) and not tensor.is_floating_point():
         raise SpecError(f"{name}: dtype {tensor.dtype} cannot be scaled; expected a floating point tensor")
     result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     for number, block in enumerate(tensor_blocks(axes)):
         values = _permute(spec, element, block, block.read(tensor), moved)
+        for turn, space, matrix in turns:
+            if turn.block == number:
+                values = _turn(spec, block, values, turn.leaf, space, matrix)
         mine = [item for item in slots if item[0].block == number]
         if mine:
             logs, flips = _multiplier(spec, block, mine)
             factor = torch.where(flips, -logs.exp(), logs.exp()).to(tensor.device)
             wide = values.to(torch.promote_types(values.dtype, torch.float64))
             wide = wide * factor if offset is None else (wide + offset) * factor - offset
-            values = wide.to(tensor.dtype)
-        block.write(result, values)
+            values = wide
+        block.write(result, values.to(tensor.dtype))
     return result
+
+
+def _turn(spec: SymmetrySpec, block: TensorBlock, values: Tensor, leaf: int, space: str, matrix: Tensor) -> Tensor:
+    """Multiply a block by matrices along one leaf, one matrix per unit of the spaces that the leaf lies within."""
+    names = [leaf_name(item) for item in block.leaves]
+    dims = [*(names.index(outer) for outer in spec.within.get(space, ())), leaf]
+    places = list(range(len(dims)))
+    front = values.to(torch.promote_types(values.dtype, torch.float64)).movedim(dims, places)
+    flat = front.reshape(*(front.shape[place] for place in places), -1)
+    return (matrix.to(flat.device) @ flat).reshape(front.shape).movedim(places, dims)
 
 
 def _permute(spec: SymmetrySpec, element: GroupElement, block: TensorBlock, values: Tensor, moved: set[str]) -> Tensor:

@@ -26,7 +26,9 @@ class SpaceReport:
     Args:
         name, size: of the space.
         within: spaces that it has its own permutation for each unit of.
-        permutations: number of permutations, as an exact integer.
+        group: ``permutation``; ``linear`` or ``orthogonal`` where matrices act.
+        copies: how many permutations or matrices it has: one per unit of the spaces in ``within``.
+        permutations: number of permutations, as an exact integer (1 where matrices act).
         scales, signs: how many positive scalings and sign flips each unit has.
         activations: pointwise functions applied to it.
         writes, reads: the weight tensors that write and that read its units.
@@ -39,6 +41,8 @@ class SpaceReport:
     name: str
     size: int
     within: tuple[str, ...]
+    group: str
+    copies: int
     permutations: int
     scales: int
     signs: int
@@ -69,7 +73,8 @@ class SymmetryReport:
         """The report for people, one line per space."""
         lines = [
             f"{self.parameters:,} parameters; permutations {approximate(self.permutation_order)}, "
-            f"scale dimensions {self.scale_dimension}, sign bits {self.sign_bits}"
+            f"scale dimensions {self.scale_dimension}, sign bits {self.sign_bits}, "
+            f"linear dimensions {self.linear_dimension}, orthogonal dimensions {self.orthogonal_dimension}"
         ]
         lines += [f"  {space.name} [{space.size}]: {space.words}" for space in self.spaces]
         if not self.spaces:
@@ -108,6 +113,7 @@ def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:
         SpecError: if the state has other names or shapes.
     """
     spec.check(state)
+    groups = {factor.space: factor.kind for factor in spec.linear}
     reports = []
     for space in spec.spaces:
         within = spec.within.get(space.name, ())
@@ -116,16 +122,20 @@ def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:
         writes, reads = (_users(spec, space.name, role) for role in ("out", "in"))
         unread = _zero_units(spec, state, space.name, space.size, reads)
         constant = _zero_units(spec, state, space.name, space.size, writes)
-        twins = () if within else _twins(spec, state, space.name, scales, signs)
-        copies = math.prod(spec.sizes[name] for name in within)
-        order = math.factorial(space.size) ** copies
+        group, copies = groups.get(space.name, "permutation"), spec.copies(space.name)
+        twins = () if within or group != "permutation" else _twins(spec, state, space.name, scales, signs)
+        order = math.factorial(space.size) ** copies if group == "permutation" else 1
         activations = tuple(spec.activations.get(space.name, ()))
-        words = _words(spec, space.name, space.size, within, scales, signs, activations, unread, constant, twins)
+        words = _words(
+            group, (*writes, *reads), space.size, within, scales, signs, activations, unread, constant, twins
+        )
         reports.append(
             SpaceReport(
                 space.name,
                 space.size,
                 within,
+                group,
+                copies,
                 order,
                 scales,
                 signs,
@@ -159,8 +169,8 @@ def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:
 
 
 def _words(
-    spec: SymmetrySpec,
-    name: str,
+    group: str,
+    tensors: tuple[str, ...],
     size: int,
     within: tuple[str, ...],
     scales: int,
@@ -171,6 +181,9 @@ def _words(
     twins: tuple[tuple[int, ...], ...],
 ) -> str:
     what = f"{size} interchangeable units" if size > 1 else "1 unit"
+    if group != "permutation":
+        shape = f"{'invertible' if group == 'linear' else 'orthogonal'} {size}x{size} matrix"
+        what = f"any {shape} between " + " and ".join(tensors)
     if within:
         what += " inside each unit of " + " and ".join(within)
     if scales:

@@ -1,14 +1,15 @@
 """One element of a symmetry group, as a value: which permutation, scaling and sign, on which space?
 
 Convention: ``act(g, theta)[i] = s[i] * theta[p[i]]``; ``p[i]`` is the old unit that stands at place ``i`` afterwards,
-    and the scaling is indexed by the new place. ``a @ b`` acts with ``b`` first. A space that lies within others (the
-    units inside heads) has one permutation per unit of those; arrays then have the outer spaces in front.
+and the scaling is indexed by the new place. A matrix takes the place of a permutation where the spec has one: ``act(g,
+theta)[i] = sum_j M[i, j] theta[j]``. ``a @ b`` acts with ``b`` first. A space that lies within others (the units inside
+heads) has one permutation or matrix per unit of those; arrays then have the outer spaces in front, at their new places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from symmetry.errors import SpecError
 
 if TYPE_CHECKING:
-    from symmetry.spec import SymmetrySpec
+    from symmetry.spec import LinearFactor, SymmetrySpec
 
 __all__ = ["GroupElement"]
 
@@ -31,19 +32,27 @@ class GroupElement:
         permutations: for every space an integer array of :meth:`SymmetrySpec.array_shape`.
         log_scales: for every scale factor the logarithms of its values, float64.
         flips: for every sign factor booleans; ``True`` flips.
+        matrices: for every linear or orthogonal factor, by the name of its space, float64 matrices of shape
+            ``(*outer, n, n)``; the identity where the argument leaves them out.
 
     ``a @ b`` composes (``b`` acts first), ``~a`` inverts, ``a == b`` compares what the elements do: permutations and
-    signs exactly, logarithms of scalings to 1e-9.
+    signs exactly, logarithms of scalings to 1e-9, matrices to 1e-9 of their largest entry.
     """
 
     spec: SymmetrySpec
     permutations: Mapping[str, Tensor]
     log_scales: Mapping[str, Tensor]
     flips: Mapping[str, Tensor]
+    matrices: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spec = self.spec
-        expected = {space.name: spec.array_shape(space.name) for space in spec.spaces}
+        if not self.matrices and spec.linear:
+            object.__setattr__(self, "matrices", _unit_matrices(spec))
+        _check("matrices", self.matrices, {f.space: (*spec.array_shape(f.space), f.size) for f in spec.linear})
+        for factor in spec.linear:
+            _check_matrix(factor, self.matrices[factor.space])
+        expected = {space.name: spec.array_shape(space.name) for space in spec.permuted}
         _check("permutations", self.permutations, expected)
         for name, value in self.permutations.items():
             if not torch.equal(value.sort(-1).values, torch.arange(value.shape[-1]).expand(value.shape)):
@@ -56,7 +65,7 @@ class GroupElement:
         """The neutral element of a spec."""
         return cls(
             spec,
-            {s.name: torch.arange(s.size).expand(spec.array_shape(s.name)).clone() for s in spec.spaces},
+            {s.name: torch.arange(s.size).expand(spec.array_shape(s.name)).clone() for s in spec.permuted},
             {
                 f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.float64)
                 for f in spec.factors
@@ -73,7 +82,9 @@ class GroupElement:
     def sample(
         cls, spec: SymmetrySpec, generator: torch.Generator, kinds: set[str], scale_spread: float
     ) -> GroupElement:
-        """Draw an element: permutations and signs uniformly, log-scales normal with ``scale_spread``."""
+        """Draw an element: permutations, signs and orthogonal matrices uniformly, log-scales normal with
+        ``scale_spread``; invertible matrices as Q exp(D) R with Q, R orthogonal and D diagonal like log-scales.
+        """
         neutral = cls.identity(spec)
         permutations, log_scales, flips = dict(neutral.permutations), dict(neutral.log_scales), dict(neutral.flips)
         if "permutation" in kinds:
@@ -85,7 +96,16 @@ class GroupElement:
         if "sign" in kinds:
             for name, value in flips.items():
                 flips[name] = torch.randint(0, 2, value.shape, generator=generator).bool()
-        return cls(spec, permutations, log_scales, flips)
+        matrices = dict(neutral.matrices)
+        for factor in spec.linear:
+            if factor.kind in kinds:
+                shape = matrices[factor.space].shape
+                matrix = _orthogonal(shape, generator)
+                if factor.kind == "linear":
+                    logs = scale_spread * torch.randn(shape[:-1], generator=generator, dtype=torch.float64)
+                    matrix = matrix * logs.exp().unsqueeze(-2) @ _orthogonal(shape, generator)
+                matrices[factor.space] = matrix
+        return cls(spec, permutations, log_scales, flips, matrices)
 
     def __matmul__(self, other: GroupElement) -> GroupElement:
         if not isinstance(other, GroupElement):
@@ -101,6 +121,7 @@ class GroupElement:
                 for name, value in self.log_scales.items()
             },
             {name: value ^ self.carry(space_of[name], other.flips[name]) for name, value in self.flips.items()},
+            {name: value @ self._carry_outer(name, other.matrices[name]) for name, value in self.matrices.items()},
         )
 
     def __invert__(self) -> GroupElement:
@@ -113,13 +134,14 @@ class GroupElement:
             for dim, outer in enumerate(spec.within.get(name, ())):
                 value = _gather(value, inverse[outer], dim, spec, name, outer, inverse)
             inverse[name] = value
-        undo = GroupElement(spec, {space.name: inverse[space.name] for space in spec.spaces}, *_neutral_arrays(spec))
+        undo = GroupElement(spec, {space.name: inverse[space.name] for space in spec.permuted}, *_neutral_arrays(spec))
         space_of = {factor.name: factor.space for factor in spec.factors}
         return GroupElement(
             spec,
             undo.permutations,
             {name: -undo.carry(space_of[name], value) for name, value in self.log_scales.items()},
             {name: undo.carry(space_of[name], value) for name, value in self.flips.items()},
+            {name: undo._carry_outer(name, torch.linalg.inv(value)) for name, value in self.matrices.items()},
         )
 
     def carry(self, space: str | None, values: Tensor) -> Tensor:
@@ -130,19 +152,26 @@ class GroupElement:
         """
         if space is None or space not in self.permutations:
             return values
+        return self._carry_outer(space, values).gather(-1, self.permutations[space])
+
+    def _carry_outer(self, space: str, values: Tensor) -> Tensor:
+        """Values per unit of the spaces that a space lies within (first dimensions), in the places those units get."""
         for dim, outer in enumerate(self.spec.within.get(space, ())):
             values = _gather(values, self.permutations[outer], dim, self.spec, space, outer, self.permutations)
-        return values.gather(-1, self.permutations[space])
+        return values
 
     def _outer_first(self) -> list[str]:
         within = self.spec.within
-        return sorted((space.name for space in self.spec.spaces), key=lambda name: len(within.get(name, ())))
+        return sorted((space.name for space in self.spec.permuted), key=lambda name: len(within.get(name, ())))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, GroupElement) or self.spec != other.spec:
             return False
         if any(not torch.equal(value, other.permutations[name]) for name, value in self.permutations.items()):
             return False
+        for name, value in self.matrices.items():
+            if not torch.allclose(value, other.matrices[name], rtol=0, atol=1e-9 * float(value.abs().max())):
+                return False
         # Factors of a product axis may overlap (a constant on either side), so compare what they do to each block.
         from symmetry.action import multipliers
 
@@ -159,7 +188,9 @@ class GroupElement:
         units = sum(value.numel() for value in self.permutations.values())
         scaled = sum(int((value != 0).sum()) for value in self.log_scales.values())
         flipped = sum(int(value.sum()) for value in self.flips.values())
-        return f"GroupElement({moved} of {units} units moved, {scaled} scales, {flipped} signs)"
+        turned = sum(int((value != torch.eye(value.shape[-1])).any()) for value in self.matrices.values())
+        matrices = f", {turned} of {len(self.matrices)} spaces under matrices" if self.matrices else ""
+        return f"GroupElement({moved} of {units} units moved, {scaled} scales, {flipped} signs{matrices})"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that :meth:`from_json` reads back (with the spec at hand)."""
@@ -169,6 +200,7 @@ class GroupElement:
             "permutations": {name: value.tolist() for name, value in self.permutations.items()},
             "log_scales": {name: value.tolist() for name, value in self.log_scales.items()},
             "flips": {name: value.tolist() for name, value in self.flips.items()},
+            "matrices": {name: value.tolist() for name, value in self.matrices.items()},
         }
 
     @classmethod
@@ -188,6 +220,7 @@ class GroupElement:
                 {name: torch.tensor(item, dtype=torch.long) for name, item in value["permutations"].items()},
                 {name: torch.tensor(item, dtype=torch.float64) for name, item in value["log_scales"].items()},
                 {name: torch.tensor(item, dtype=torch.bool) for name, item in value["flips"].items()},
+                {name: torch.tensor(item, dtype=torch.float64) for name, item in value.get("matrices", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(f"not the JSON of an element: {type(error).__name__}: {error}") from error
@@ -215,6 +248,28 @@ def _gather(
 def _neutral_arrays(spec: SymmetrySpec) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     neutral = GroupElement.identity(spec)
     return dict(neutral.log_scales), dict(neutral.flips)
+
+
+def _unit_matrices(spec: SymmetrySpec) -> dict[str, Tensor]:
+    return {
+        f.space: torch.eye(f.size, dtype=torch.float64).expand(*spec.array_shape(f.space), f.size).clone()
+        for f in spec.linear
+    }
+
+
+def _orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Orthogonal matrices drawn uniformly (Mezzadri 2007: QR of a Gaussian matrix, signs of R's diagonal moved to Q)."""
+    q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+def _check_matrix(factor: LinearFactor, value: Tensor) -> None:
+    if value.dtype != torch.float64 or not bool(value.isfinite().all()):
+        raise SpecError(f"matrices[{factor.space!r}]: dtype {value.dtype}, expected finite float64 values")
+    if factor.kind == "orthogonal":
+        defect = float((value @ value.mT - torch.eye(factor.size, dtype=torch.float64)).abs().max())
+        if defect > 1e-8:
+            raise SpecError(f"matrices[{factor.space!r}] is off from orthogonal by {defect:.1e}, expected at most 1e-8")
 
 
 def _check(what: str, given: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

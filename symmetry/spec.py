@@ -24,7 +24,7 @@ from symmetry.spaces import Atom, Axis, Fixed, NeuronSpace, axis_from_json
 if TYPE_CHECKING:
     from symmetry.elements import GroupElement
 
-__all__ = ["Factor", "Pin", "Slot", "SymmetrySpec", "TensorInfo"]
+__all__ = ["Factor", "LinearFactor", "LinearSlot", "Pin", "Slot", "SymmetrySpec", "TensorInfo"]
 
 KINDS = ("permutation", "scale", "sign", "linear", "orthogonal")
 FORMAT = "symmetry.spec/1"
@@ -112,12 +112,52 @@ class Factor:
     slots: tuple[Slot, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LinearSlot:
+    """Where a matrix acts: along one leaf of one block of a tensor, as M or (``inverse``) as its inverse transpose."""
+
+    tensor: str
+    block: int
+    leaf: int
+    inverse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFactor:
+    """Any invertible matrix (or any orthogonal one) on the units of a space that meets linear operations only.
+
+    Args:
+        kind: ``linear`` (GL: any invertible matrix) or ``orthogonal`` (O: the matrix is its own inverse transpose).
+        space: the space it acts on, which is not permuted besides: the group holds its permutations, and its scalings
+            and signs (O: signs) that are common to a unit.
+        size: number of units n; the matrix is n x n.
+        slots: where it acts.
+
+    The factor is known by the name of its space.
+    """
+
+    kind: str
+    space: str
+    size: int
+    slots: tuple[LinearSlot, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its space."""
+        return self.space
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the group of one matrix: n^2, or n (n - 1) / 2."""
+        return self.size**2 if self.kind == "linear" else self.size * (self.size - 1) // 2
+
+
 @dataclass(frozen=True, eq=False)
 class SymmetrySpec:
     """The symmetry group of an architecture.
 
     Args:
-        spaces: the spaces that are permuted.
+        spaces: the sets of units that the group acts on, by permutations or (those of ``linear``) by matrices.
         axes: for every entry of the state dict one axis per dimension.
         tensors: what each entry is (see :class:`TensorInfo`).
         within: for a space with its own permutation per unit of other spaces (the units inside heads), those spaces.
@@ -126,6 +166,7 @@ class SymmetrySpec:
         sign_bits: number of independent sign flips.
         pinned: axes that an operation without a rule, or one that mixes units, has pinned.
         activations: pointwise functions met, for each space and fixed axis.
+        linear: the spaces on which invertible or orthogonal matrices act.
 
     Two specs are equal, and have one ``fingerprint``, when all of this is equal.
     """
@@ -139,6 +180,7 @@ class SymmetrySpec:
     sign_bits: int = 0
     pinned: tuple[Pin, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    linear: tuple[LinearFactor, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.axes) != list(self.tensors):
@@ -159,6 +201,9 @@ class SymmetrySpec:
         for space, outer in self.within.items():
             if space not in sizes or not set(outer) <= set(sizes):
                 raise SpecError(f"within: {space!r} inside {outer} names a space that the spec does not have")
+        for factor in self.linear:
+            if sizes.get(factor.space) != factor.size:
+                raise SpecError(f"linear: no space {factor.space!r} of {factor.size} units among the spec's spaces")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SymmetrySpec) and self.fingerprint == other.fingerprint
@@ -170,7 +215,8 @@ class SymmetrySpec:
         return (
             f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, "
             f"permutations {self.permutation_order:,}, {self.sign_bits} sign bits, "
-            f"{self.scale_dimension} scale dimensions, {len(self.pinned)} pinned)"
+            f"{self.scale_dimension} scale dimensions, {self.linear_dimension} linear and {self.orthogonal_dimension} "
+            f"orthogonal dimensions, {len(self.pinned)} pinned)"
         )
 
     @cached_property
@@ -189,22 +235,29 @@ class SymmetrySpec:
         return (*(self.sizes[outer] for outer in self.within.get(name, ())), self.sizes[name])
 
     @cached_property
+    def permuted(self) -> tuple[NeuronSpace, ...]:
+        """The spaces that are permuted: all but those on which matrices act."""
+        matrices = {factor.space for factor in self.linear}
+        return tuple(space for space in self.spaces if space.name not in matrices)
+
+    def copies(self, space: str) -> int:
+        """How many permutations (or matrices) a space has: one per unit of the spaces it lies within."""
+        return math.prod(self.sizes[outer] for outer in self.within.get(space, ()))
+
+    @cached_property
     def permutation_order(self) -> int:
-        """Exact number of permutations: the product of n! over spaces, to the power of what a space lies within."""
-        return math.prod(
-            math.factorial(space.size) ** math.prod(self.sizes[outer] for outer in self.within.get(space.name, ()))
-            for space in self.spaces
-        )
+        """Exact number of permutations: the product of n! over permuted spaces, to the power of its copies."""
+        return math.prod(math.factorial(space.size) ** self.copies(space.name) for space in self.permuted)
 
-    @property
+    @cached_property
     def linear_dimension(self) -> int:
-        """Dimension of the general linear factors that the spec acts with."""
-        return 0
+        """Dimension of the general linear factors: the sum of n^2 over their copies."""
+        return sum(f.dimension * self.copies(f.space) for f in self.linear if f.kind == "linear")
 
-    @property
+    @cached_property
     def orthogonal_dimension(self) -> int:
-        """Dimension of the orthogonal factors that the spec acts with."""
-        return 0
+        """Dimension of the orthogonal factors: the sum of n (n - 1) / 2 over their copies."""
+        return sum(f.dimension * self.copies(f.space) for f in self.linear if f.kind == "orthogonal")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -287,6 +340,10 @@ class SymmetrySpec:
             "sign_bits": self.sign_bits,
             "pinned": [_record(pin) for pin in self.pinned],
             "activations": {name: list(found) for name, found in self.activations.items()},
+            "linear": [
+                {**_record(factor), "slots": [[s.tensor, s.block, s.leaf, s.inverse] for s in factor.slots]}
+                for factor in self.linear
+            ],
         }
 
     @classmethod
@@ -320,6 +377,15 @@ class SymmetrySpec:
                 sign_bits=int(value["sign_bits"]),
                 pinned=tuple(Pin(**_tuples(pin)) for pin in value["pinned"]),
                 activations={name: tuple(found) for name, found in value["activations"].items()},
+                linear=tuple(
+                    LinearFactor(
+                        str(factor["kind"]),
+                        str(factor["space"]),
+                        int(factor["size"]),
+                        tuple(LinearSlot(str(t), int(b), int(k), bool(i)) for t, b, k, i in factor["slots"]),
+                    )
+                    for factor in value.get("linear", ())
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(f"not the JSON of a spec: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from symmetry.elements import GroupElement
-from symmetry.spec import SymmetrySpec
+from symmetry.spec import KINDS, SymmetrySpec
 from symmetry.verify import generic_state, negative_control, relative, single_factors
 
 __all__ = ["EquivarianceRow", "EquivarianceTable", "equivariance_error"]
@@ -65,7 +65,7 @@ def equivariance_error(
     spec: SymmetrySpec,
     state: State,
     trials: int = 8,
-    kinds: Iterable[str] = ("permutation", "scale", "sign"),
+    kinds: Iterable[str] = KINDS,
     carry: Callable[[GroupElement, Output], Output] | None = None,
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ class VerificationRow:
     """One factor of the group.
 
     Args:
-        kind: ``permutation``, ``scale``, ``sign``, or ``all`` for elements of the whole group.
+        kind: ``permutation``, ``scale``, ``sign``, ``linear``, ``orthogonal``, or ``all`` for elements of the whole
+            group.
         name: the space or factor.
         size: number of units.
         error: largest error over spread.
@@ -130,7 +131,7 @@ def single_factors(spec: SymmetrySpec, generator: torch.Generator) -> list[tuple
     """For every factor of the group one element that acts by it alone: (kind, name, size, element)."""
     found = []
     neutral = spec.identity()
-    for space in spec.spaces:
+    for space in spec.permuted:
         if space.size > 1:
             shape = spec.array_shape(space.name)
             order = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(-1)
@@ -152,6 +153,10 @@ def single_factors(spec: SymmetrySpec, generator: torch.Generator) -> list[tuple
                 spec, neutral.permutations, neutral.log_scales, {**neutral.flips, factor.name: flips}
             )
         found.append((factor.kind, factor.name, factor.size, element))
+    for matrix in spec.linear:
+        drawn = spec.sample(generator, {matrix.kind}).matrices[matrix.space]
+        element = replace(neutral, matrices={**neutral.matrices, matrix.space: drawn})
+        found.append((matrix.kind, matrix.space, matrix.size, element))
     return found
 
 

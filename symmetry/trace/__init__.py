@@ -11,6 +11,7 @@ from symmetry.spec import SymmetrySpec
 from symmetry.trace.axis_pass import AxisPass
 from symmetry.trace.derive import Derivation
 from symmetry.trace.export import export
+from symmetry.trace.rewrite import take_apart
 from symmetry.trace.rules import rule_table
 
 __all__ = ["rule_table", "trace"]
@@ -21,8 +22,8 @@ def trace(
 ) -> SymmetrySpec:
     """Derive the symmetry group of a model from its operations.
 
-    The model is exported in eval mode and walked twice: once to find which axes run over the same units, once to find
-    which scalings and signs cancel. An operation without a rule pins the axes it touches and is named in
+    The model is exported in eval mode and walked: once to find which axes run over the same units, then to find which
+    scalings, signs and matrices cancel. An operation without a rule pins the axes it touches and is named in
     ``spec.pinned``: the group may be smaller than the true one, never larger.
 
     Args:
@@ -38,6 +39,7 @@ def trace(
         TraceError: if the model cannot be exported or, in strict mode, an operation has no rule.
     """
     graph = export(model, example_inputs)
+    take_apart(graph)
     state = model.state_dict(keep_vars=True)
     canonical: dict[int, str] = {}
     used = set(graph.tensors.values())

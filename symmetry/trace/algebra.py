@@ -18,6 +18,8 @@ __all__ = ["add", "attach", "broadcast", "contract", "multiply", "power", "reduc
 
 def power(walk: GaugePass, value: GaugeValue, exponent: int | Fraction) -> GaugeValue:
     """The value to a power: every expression times the exponent."""
+    if walk.kind == "linear":
+        return value if exponent == 1 else walk.kill(value)
 
     def scaled(cell: Cell) -> Cell:
         units = tuple(tuple(walk.field.scaled(e, exponent) for e in row) for row in cell.units)
@@ -30,7 +32,7 @@ def _each(value: GaugeValue, change: Callable[[Cell], Cell]) -> GaugeValue:
     cells = np.empty_like(value.cells)
     for place in np.ndindex(cells.shape):
         cells[place] = change(value.cells[place])
-    return GaugeValue(value.dims, cells)
+    return GaugeValue(value.dims, cells, value.zero)
 
 
 def broadcast(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode]) -> GaugeValue:
@@ -50,12 +52,14 @@ def broadcast(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode]) -> G
                 zero if wide else mine for wide, zero, mine in zip(stretched, cells[place].units, units, strict=True)
             ),
         )
-    return GaugeValue(neutral.dims, cells)
+    return GaugeValue(neutral.dims, cells, value.zero)
 
 
 def add(walk: GaugePass, first: GaugeValue, second: GaugeValue, dims: Sequence[AxisNode]) -> GaugeValue:
-    """A sum: both sides must carry the same factor."""
+    """A sum: both sides must carry the same factor, unless one is zero."""
     one, two = broadcast(walk, first, dims), broadcast(walk, second, dims)
+    if one.zero or two.zero:
+        return two if one.zero else one
     for place in np.ndindex(one.cells.shape):
         walk.equal(one.dims, place, one.cells[place], two.cells[place])
     return one
@@ -68,15 +72,15 @@ def multiply(
     one, two = broadcast(walk, first, dims), broadcast(walk, second, dims)
     cells = np.empty_like(one.cells)
     for place in np.ndindex(cells.shape):
-        a, b = one.cells[place], two.cells[place]
+        a, b, leaves = one.cells[place], two.cells[place], walk.choice(one.dims, place)
         cells[place] = Cell(
             walk.field.combine(a.common, b.common, exponent),
             tuple(
-                tuple(walk.field.combine(x, y, exponent) for x, y in zip(mine, other, strict=True))
-                for mine, other in zip(a.units, b.units, strict=True)
+                tuple(walk.merge(leaf, x, y, exponent) for leaf, x, y in zip(row, mine, other, strict=True))
+                for row, mine, other in zip(leaves, a.units, b.units, strict=True)
             ),
         )
-    return GaugeValue(one.dims, cells)
+    return GaugeValue(one.dims, cells, one.zero or (two.zero and exponent == 1))
 
 
 def reduce(walk: GaugePass, value: GaugeValue, places: Sequence[int]) -> GaugeValue:
@@ -95,7 +99,7 @@ def reduce(walk: GaugePass, value: GaugeValue, places: Sequence[int]) -> GaugeVa
             cells[target] = rest
         else:
             walk.equal(dims, target, cells[target], rest)
-    return GaugeValue(dims, cells)
+    return GaugeValue(dims, cells, value.zero)
 
 
 def attach(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode], own: Sequence[int]) -> GaugeValue:
@@ -107,13 +111,13 @@ def attach(walk: GaugePass, value: GaugeValue, dims: Sequence[AxisNode], own: Se
         for mine, dim in zip(cell.units, own, strict=True):
             units[dim] = mine
         neutral.cells[place] = Cell(cell.common, tuple(units))
-    return neutral
+    return GaugeValue(neutral.dims, neutral.cells, value.zero)
 
 
 def transpose(value: GaugeValue, places: Sequence[int]) -> GaugeValue:
     """The value with its dimensions in another order."""
     moved = _each(value, lambda cell: Cell(cell.common, tuple(cell.units[place] for place in places)))
-    return GaugeValue(tuple(value.dims[place] for place in places), moved.cells.transpose(places))
+    return GaugeValue(tuple(value.dims[place] for place in places), moved.cells.transpose(places), value.zero)
 
 
 def contract(
@@ -127,6 +131,8 @@ def contract(
     summed = sorted(set(axes) - set(labels))
     counts = {label: len(cut(axis)) for label, axis in axes.items()}
     dims = tuple(axes[label] for label in labels)
+    if first.zero or second.zero:
+        return GaugeValue(dims, walk.constant(dims).cells, True)
     cells: Any = np.empty([counts[label] for label in labels], dtype=object)
     for place in np.ndindex(cells.shape):
         for inner in itertools.product(*(range(counts[label]) for label in summed)):
@@ -134,13 +140,16 @@ def contract(
             a = first.cells[tuple(at[label] for label in first_labels)]
             b = second.cells[tuple(at[label] for label in second_labels)]
             units = dict(zip(first_labels, a.units, strict=True))
-            for label, row in zip(second_labels, b.units, strict=True):
-                mine = units.get(label)
-                units[label] = (
-                    row if mine is None else tuple(walk.field.combine(x, y) for x, y in zip(mine, row, strict=True))
-                )
-            for label in summed:
-                walk.zero_units(cut(axes[label])[at[label]], units[label])
+            others = dict(zip(second_labels, b.units, strict=True))
+            for label, row in others.items():
+                leaves, mine = cut(axes[label])[at[label]], units.get(label)
+                if mine is None:
+                    units[label] = row
+                elif label in labels:
+                    units[label] = tuple(walk.merge(*item) for item in zip(leaves, mine, row, strict=True))
+                else:
+                    for leaf, x, y in zip(leaves, mine, row, strict=True):
+                        walk.cancel(leaf, x, y)
             cell = Cell(walk.field.combine(a.common, b.common), tuple(units[label] for label in labels))
             if cells[place] is None:
                 cells[place] = cell
@@ -185,7 +194,7 @@ def view(
                     row.append(have.pop(0)[1] if leaf.size > 1 else {})
                 units[dim] = tuple(row)
         target.cells[place] = Cell(cell.common, tuple(units))
-    return GaugeValue(tuple(root(dim) for dim in dims), target.cells)
+    return GaugeValue(tuple(root(dim) for dim in dims), target.cells, value.zero)
 
 
 def same_blocks(first: Sequence[Leaves], second: Sequence[Leaves]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from symmetry.errors import TraceError
-from symmetry.trace.axes import AxisNode, Reason, join, new_leaf, pin
+from symmetry.trace.axes import AxisNode, Reason, join, leaves, new_leaf, pin
 from symmetry.trace.export import Graph, Node, Ref
 from symmetry.trace.rules import rule_for
 
@@ -107,6 +107,10 @@ class AxisPass:
         if node.several:
             return outputs
         return outputs[0] or Value([])
+
+    def is_fixed(self, axis: AxisNode) -> bool:
+        """Whether nothing can permute an axis any more."""
+        return all(leaf.reasons or leaf.size == 1 for leaf in leaves(axis))
 
     def pin_for(self, node: Node, axes: Sequence[AxisNode], text: str) -> None:
         """Pin axes because of what one operation does to them."""

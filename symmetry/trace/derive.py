@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 from torch import Tensor
 
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
-from symmetry.spec import Factor, Pin, Slot, SymmetrySpec, TensorInfo
+from symmetry.spec import Factor, LinearFactor, LinearSlot, Pin, Slot, SymmetrySpec, TensorInfo
 from symmetry.trace.axes import AxisNode, factors, leaves, parts, root
 from symmetry.trace.axis_pass import AxisPass, Value, references
 from symmetry.trace.expressions import Expression, Field, Variable, complement, null_space, vanishes
-from symmetry.trace.gauge_pass import GaugePass, cut
+from symmetry.trace.gauge_pass import GaugePass, LinearPass, cut
 
 __all__ = ["Derivation"]
 
@@ -77,6 +79,14 @@ class Derivation:
         return [leaf for leaf in self.names if not leaf.reasons]
 
     @cached_property
+    def matrices(self) -> dict[AxisNode, tuple[str, dict[Variable, int]]]:
+        """The leaves along which any invertible (or orthogonal) matrix may act, and which tensors carry its inverse."""
+        walk = LinearPass(self.walk, Field("sign"), self.frozen_buffers, "linear")
+        walk.run()
+        found = {leaf: walk.solve(leaf) for leaf in self.free}
+        return {leaf: group for leaf, group in found.items() if group is not None}
+
+    @cached_property
     def within(self) -> dict[AxisNode, list[AxisNode]]:
         """For each space, the spaces by whose units it is indexed.
 
@@ -102,7 +112,13 @@ class Derivation:
         # Two spaces that are only ever met together would each lie within the other: the first one is the outer one.
         result = {}
         for leaf, outer in found.items():
-            kept = [other for other in outer if leaf not in found[other] or rank[other] < rank[leaf]]
+            # A matrix has no places that permutations could be indexed by.
+            outer = {other for other in outer if other not in self.matrices}
+            kept = [
+                other
+                for other in outer
+                if leaf not in found[other] or rank[other] < rank[leaf] or leaf in self.matrices
+            ]
             if kept:
                 result[leaf] = sorted(kept, key=lambda other: (len(found[other]), rank[other]))
         return result
@@ -132,6 +148,7 @@ class Derivation:
             sign_bits=sign_bits,
             pinned=self._pins(),
             activations=self._activations(),
+            linear=self._linear(),
         )
 
     def _info(self, name: str, source: str, tensor: Tensor) -> TensorInfo:
@@ -162,28 +179,74 @@ class Derivation:
             return Fixed(node.size, self.names[node])
         return Atom(NeuronSpace(self.names[node], node.size))
 
+    def _linear(self) -> tuple[LinearFactor, ...]:
+        """The factors on whose spaces matrices act."""
+        found = []
+        for leaf, (kind, parities) in self.matrices.items():
+            slots = [
+                LinearSlot(variable.tensor, variable.block, variable.leaf, bool(parity))
+                for variable, parity in sorted(parities.items(), key=lambda item: self._rank(item[0]))
+                if variable.leaf is not None
+            ]
+            if slots[0].inverse:
+                # M and its inverse transpose are two names of one group; the tensor met first carries M itself.
+                slots = [replace(slot, inverse=not slot.inverse) for slot in slots]
+            found.append(LinearFactor(kind, self.names[leaf], leaf.size, tuple(slots)))
+        return tuple(found)
+
+    def _multiples(self, kind: str) -> tuple[list[Expression], dict[AxisNode, list[Expression]]]:
+        """Multiples of the identity, which belong to the matrix groups, as scalings or signs.
+
+        Returns:
+            Those common to whole spaces, and those with one value per unit of a space that the matrices lie within.
+        """
+        field, common, units = Field(kind), [], dict[AxisNode, list[Expression]]()
+        for leaf, (group, parities) in self.matrices.items():
+            if group == "orthogonal" and kind == "scale":
+                continue
+            whole: Expression = {}
+            outer: dict[AxisNode, Expression] = {other: {} for other in self.within.get(leaf, [])}
+            for variable, parity in parities.items():
+                exponent = Fraction(-1 if parity else 1)
+                whole = field.combine(whole, {Variable(variable.tensor, variable.block): field.reduce(exponent)})
+                for place, other in enumerate(self._block(variable)):
+                    if other in outer:
+                        there = Variable(variable.tensor, variable.block, place)
+                        outer[other] = field.combine(outer[other], {there: field.reduce(exponent)})
+            common.append(whole)
+            for other, expression in outer.items():
+                units.setdefault(other, []).append(expression)
+        return common, units
+
+    def _block(self, variable: Variable) -> list[AxisNode]:
+        """The leaves of the block that a variable belongs to, in order."""
+        choices = itertools.product(*(cut(axis) for axis in self.walk.tensors[variable.tensor]))
+        return [leaf for part in next(itertools.islice(choices, variable.block, None)) for leaf in part]
+
+    def _rank(self, variable: Variable) -> tuple[int, int, int]:
+        return (self.order[variable.tensor], variable.block, -1 if variable.leaf is None else variable.leaf)
+
     def _factors(self, kind: str) -> tuple[list[Factor], int]:
-        """Generators of one kind, and the exact dimension of the group they generate.
+        """Generators of one kind, and the exact dimension of the group they generate, outside the matrix groups.
 
         Dimension: dim null(U) plus, over spaces, dim null(V) (n - 1). A generator has one value per unit; its constant
-            part is also a solution of U, so U contributes only what those constants do not span.
+        part is also a solution of U, so U contributes only what those constants do not span. What multiples of the
+        identity in the matrix groups do already is taken out of both.
         """
         gauge = GaugePass(self.walk, Field(kind), self.frozen_buffers)
         gauge.run()
-
-        def rank(variable: Variable) -> tuple[int, int, int]:
-            return (self.order[variable.tensor], variable.block, -1 if variable.leaf is None else variable.leaf)
-
-        common = null_space(gauge.field, sorted(gauge.common_variables, key=rank), gauge.common_rows)
-        factors, dimension, constants = [], len(common), []
+        known, known_units = self._multiples(kind)
+        common = null_space(gauge.field, sorted(gauge.common_variables, key=self._rank), gauge.common_rows)
+        factors, constants = [], list(known)
+        dimension = len(complement(gauge.field, known, common))
         taken: set[str] = set()
         for leaf, name in self.names.items():
-            variables = sorted(gauge.unit_variables.get(leaf, []), key=rank)
-            outer = self.within.get(leaf, [])
-            copies = 1
-            for other in outer:
-                copies *= other.size
-            for vector in null_space(gauge.field, variables, gauge.unit_rows.get(leaf, [])):
+            if leaf in self.matrices:
+                continue
+            variables = sorted(gauge.unit_variables.get(leaf, []), key=self._rank)
+            copies = math.prod(other.size for other in self.within.get(leaf, []))
+            solutions = null_space(gauge.field, variables, gauge.unit_rows.get(leaf, []))
+            for vector in complement(gauge.field, known_units.get(leaf, []), solutions):
                 constant: Expression = {}
                 for variable, exponent in vector.items():
                     whole = Variable(variable.tensor, variable.block)
@@ -194,7 +257,7 @@ class Derivation:
                 dimension += (leaf.size - 1) * copies
                 factors.append(self._factor(kind, name, name, leaf.size, vector, taken))
         for vector in complement(gauge.field, constants, common):
-            tensor = min(vector, key=rank).tensor
+            tensor = min(vector, key=self._rank).tensor
             factors.append(self._factor(kind, f"all of {tensor}", None, 1, vector, taken))
         return factors, dimension
 

@@ -58,6 +58,7 @@ class Graph:
         buffers: those of ``tensors`` that are buffers.
         inputs: placeholder name -> shape of each tensor input.
         constants: placeholder name -> shape of lifted constants.
+        zeros: those of ``constants`` that are zero everywhere.
         outputs: the nodes returned.
         users: how many nodes read each node.
     """
@@ -67,6 +68,7 @@ class Graph:
     buffers: set[str] = field(default_factory=set)
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    zeros: set[str] = field(default_factory=set)
     outputs: list[Ref] = field(default_factory=list)
     users: dict[str, int] = field(default_factory=dict)
 
@@ -122,6 +124,9 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
             graph.tensors[name] = str(spec.target)
             if spec.kind == InputKind.BUFFER:
                 graph.buffers.add(str(spec.target))
+        constant = program.constants.get(str(spec.target)) if spec.kind == InputKind.CONSTANT_TENSOR else None
+        if isinstance(constant, Tensor) and not bool(constant.any()):
+            graph.zeros.add(name)
     kinds = {getattr(spec.arg, "name", ""): spec.kind for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
         graph.users[node.name] = len(node.users)

@@ -1,4 +1,4 @@
-"""Second walk over the graph: which scalings and signs of the parameters leave the outputs alone?
+"""Second walk over the graph: which scalings, signs and matrices of the parameters leave the outputs alone?
 
 Every block of a value carries one expression U (the factor common to the whole block) and, for each axis leaf, one
 expression V (how much each unit differs from unit 0), linear in the parameters' own variables. Operations combine them
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as default
 from fractions import Fraction
 from typing import Any
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from symmetry.errors import TraceError
-from symmetry.trace.axes import AxisNode, root
+from symmetry.trace.axes import AxisNode, leaves, root
 from symmetry.trace.axis_pass import AxisPass, references
 from symmetry.trace.export import Node, Ref
 from symmetry.trace.expressions import Expression, Field, Variable
 from symmetry.trace.rules import rule_for
 
-__all__ = ["Cell", "GaugePass", "GaugeValue", "cut"]
+__all__ = ["Cell", "GaugePass", "GaugeValue", "LinearPass", "cut"]
 
 Leaves = tuple[AxisNode, ...]
 
@@ -54,10 +54,12 @@ class GaugeValue:
     Args:
         dims: its axes, frozen.
         cells: array of :class:`Cell`, one array dimension per axis, one entry per block.
+        zero: whether the value is zero everywhere (an initial state): it may carry any factor.
     """
 
     dims: tuple[AxisNode, ...]
     cells: Any  # an object array; numpy cannot say of what
+    zero: bool = False
 
 
 @dataclass(slots=True)
@@ -68,16 +70,23 @@ class GaugePass:
         axes: the finished first walk.
         field: rationals for log-scales, GF(2) for signs.
         frozen_buffers: whether buffers keep their values (they are still permuted).
+
+    What it means that two factors are equal, cancel or multiply is said by :meth:`same`, :meth:`cancel` and
+    :meth:`merge`; :class:`LinearPass` gives them another meaning, and runs the same rules.
     """
 
     axes: AxisPass
     field: Field
     frozen_buffers: bool = False
+    kind: str = ""
     values: dict[str, GaugeValue | tuple[GaugeValue | None, ...]] = default(default_factory=dict)
     common_rows: list[Expression] = default(default_factory=list)
     unit_rows: dict[AxisNode, list[Expression]] = default(default_factory=dict)
     common_variables: list[Variable] = default(default_factory=list)
     unit_variables: dict[AxisNode, list[Variable]] = default(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kind = self.kind or self.field.kind
 
     def run(self) -> None:
         """Walk every node once and collect all rows."""
@@ -88,7 +97,8 @@ class GaugePass:
                 made[tensor] = self._variables(tensor, graph.users[name] > 0)
             self.values[name] = made[tensor]
         for name in itertools.chain(graph.inputs, graph.constants):
-            self.values[name] = self.constant(self.axes.value(Ref(name)).dims)
+            neutral = self.constant(self.axes.value(Ref(name)).dims)
+            self.values[name] = replace(neutral, zero=name in graph.zeros)
         for node in graph.nodes:
             rule = rule_for(node.operation)
             if rule is None or node.name in self.axes.ruleless:
@@ -159,11 +169,27 @@ class GaugePass:
             cells[place] = Cell({}, units)
         return GaugeValue(dims, cells)
 
+    def vanish(self, leaf: AxisNode, expression: Expression) -> None:
+        """Emit: this difference from unit 0 vanishes."""
+        if expression and leaf.size > 1:
+            self.unit_rows.setdefault(leaf, []).append(expression)
+
+    def same(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
+        """Emit: two values that are added differ alike along a leaf."""
+        self.vanish(leaf, self.field.combine(first, second, -1))
+
+    def cancel(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
+        """Emit: the factors of two values cancel in a sum of their products along a leaf."""
+        self.vanish(leaf, self.field.combine(first, second))
+
+    def merge(self, leaf: AxisNode, first: Expression, second: Expression, exponent: int | Fraction = 1) -> Expression:
+        """The difference along a leaf of a product (``exponent=-1``: a quotient)."""
+        return self.field.combine(first, second, exponent)
+
     def zero_units(self, leaves: Leaves, units: Sequence[Expression]) -> None:
         """Emit: these differences from unit 0 vanish."""
         for leaf, expression in zip(leaves, units, strict=True):
-            if expression and leaf.size > 1:
-                self.unit_rows.setdefault(leaf, []).append(expression)
+            self.vanish(leaf, expression)
 
     def equal(self, dims: Sequence[AxisNode], place: Sequence[int], first: Cell, second: Cell) -> None:
         """Emit: two cells over the same leaves carry the same factor."""
@@ -171,14 +197,23 @@ class GaugePass:
         if common:
             self.common_rows.append(common)
         for leaves, mine, other in zip(self.choice(dims, place), first.units, second.units, strict=True):
-            self.zero_units(leaves, [self.field.combine(a, b, -1) for a, b in zip(mine, other, strict=True)])
+            for leaf, a, b in zip(leaves, mine, other, strict=True):
+                self.same(leaf, a, b)
 
     def kill(self, value: GaugeValue) -> GaugeValue:
         """Emit: nothing scales this value. Returns the constant of the same axes."""
-        neutral = self.constant(value.dims)
         for place in np.ndindex(value.cells.shape):
-            self.equal(value.dims, place, value.cells[place], neutral.cells[place])
-        return neutral
+            cell = value.cells[place]
+            if cell.common:
+                self.common_rows.append(cell.common)
+            for leaves, units in zip(self.choice(value.dims, place), cell.units, strict=True):
+                self.zero_units(leaves, units)
+        return self.constant(value.dims)
+
+    def kill_into(self, value: GaugeValue, dims: Sequence[AxisNode]) -> GaugeValue:
+        """Emit: nothing scales this value. Returns the constant of other axes."""
+        self.kill(value)
+        return self.constant(dims)
 
     def _without_rule(self, node: Node) -> GaugeValue | tuple[GaugeValue | None, ...]:
         for reference in references(node):
@@ -194,3 +229,82 @@ class GaugePass:
     def result_dims(self, node: Node) -> list[AxisNode]:
         """The axes that the first walk gave a node's value."""
         return self.axes.value(Ref(node.name)).dims
+
+
+@dataclass(slots=True)
+class LinearPass(GaugePass):
+    """The same walk, asking along which leaves any invertible matrix M may act.
+
+    An expression along a leaf is one variable here, or nothing where a value is constant along it. The variable says
+    whether its tensor carries M (0) or its inverse transpose (1): tensors that are added carry the same, tensors that
+    are contracted along the leaf the opposite. Whatever is not linear along a leaf breaks it.
+    """
+
+    broken: set[AxisNode] = default(default_factory=set)
+    ties: dict[AxisNode, list[tuple[Variable, Variable, int]]] = default(default_factory=dict)
+
+    def _variables(self, tensor: str, used: bool) -> GaugeValue:
+        walk, dims = self.axes, tuple(self.axes.tensors[tensor])
+        frozen = self.frozen_buffers and tensor in walk.graph.buffers
+        if used and (frozen or tensor not in walk.floating or tensor in walk.offsets):
+            self.broken.update(leaf for axis in dims for leaf in leaves(axis))
+        # Both classes are dataclasses with slots, for which super() without arguments does not work.
+        value = GaugePass._variables(self, tensor, used)
+        for place in np.ndindex(value.cells.shape):
+            value.cells[place] = Cell({}, value.cells[place].units)
+        self.common_variables.clear()
+        return value
+
+    def vanish(self, leaf: AxisNode, expression: Expression) -> None:
+        """What is not linear happens along the leaf."""
+        if expression:
+            self.broken.add(leaf)
+
+    def same(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
+        """Two values that are added carry the same matrix; a constant cannot be added to what carries one."""
+        self._tie(leaf, first, second, 0)
+
+    def cancel(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
+        """Of two values that are contracted, one carries M and one its inverse transpose."""
+        self._tie(leaf, first, second, 1)
+
+    def merge(self, leaf: AxisNode, first: Expression, second: Expression, exponent: int | Fraction = 1) -> Expression:
+        """A product keeps the matrix of one side if the other is constant along the leaf."""
+        if second and (first or exponent != 1):
+            self.broken.add(leaf)
+        return first or second
+
+    def _tie(self, leaf: AxisNode, first: Expression, second: Expression, parity: int) -> None:
+        if first and second:
+            self.ties.setdefault(leaf, []).append((next(iter(first)), next(iter(second)), parity))
+        elif first or second:
+            self.broken.add(leaf)
+
+    def solve(self, leaf: AxisNode) -> tuple[str, dict[Variable, int]] | None:
+        """The group of a leaf and, for each variable, whether it carries the inverse transpose.
+
+        Returns:
+            ``("linear", parities)``; ``("orthogonal", zeros)`` if an odd cycle ties M to its own inverse transpose;
+            ``None`` if something breaks the leaf.
+        """
+        variables = self.unit_variables.get(leaf, [])
+        if leaf in self.broken or leaf.size < 2 or not variables:
+            return None
+        neighbours: dict[Variable, list[tuple[Variable, int]]] = {variable: [] for variable in variables}
+        for one, two, parity in self.ties.get(leaf, []):
+            neighbours[one].append((two, parity))
+            neighbours[two].append((one, parity))
+        found: dict[Variable, int] = {}
+        odd = False
+        for start in variables:
+            pending = [start] if start not in found else []
+            found.setdefault(start, 0)
+            while pending:
+                variable = pending.pop()
+                for other, parity in neighbours[variable]:
+                    value = found[variable] ^ parity
+                    if other not in found:
+                        found[other] = value
+                        pending.append(other)
+                    odd |= found[other] != value
+        return ("orthogonal", dict.fromkeys(found, 0)) if odd else ("linear", found)

@@ -150,7 +150,7 @@ class ActorCritic(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, its input shape, and its group: permutations, sign bits, scale dimensions."""
+    """A network, its input shape, and its group: permutations, sign bits, and dimensions of the continuous parts."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -158,6 +158,8 @@ class Subject:
     permutations: int
     signs: int
     scales: int
+    linear: int = 0
+    orthogonal: int = 0
 
 
 SUBJECTS = (

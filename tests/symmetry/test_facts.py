@@ -9,10 +9,11 @@ import torch
 
 import symmetry
 
+from .families import FACTS
 from .models import SUBJECTS, Subject, conv_bn, draw, resnet, seeded
 
 
-@pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.name)
+@pytest.fixture(params=SUBJECTS + FACTS, ids=lambda subject: subject.name)
 def subject(request: pytest.FixtureRequest) -> Subject:
     return request.param
 
@@ -20,11 +21,13 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 def test_group_and_proof(subject: Subject) -> None:
     model, x = seeded(subject.build), draw(*subject.shape)
     spec = symmetry.trace(model, (x,), strict=True)
-    assert (spec.permutation_order, spec.sign_bits, spec.scale_dimension) == (
-        subject.permutations,
-        subject.signs,
-        subject.scales,
-    )
+    assert (
+        spec.permutation_order,
+        spec.sign_bits,
+        spec.scale_dimension,
+        spec.linear_dimension,
+        spec.orthogonal_dimension,
+    ) == (subject.permutations, subject.signs, subject.scales, subject.linear, subject.orthogonal)
     assert spec.pinned == ()
     proof = symmetry.verify(model, (x,), spec, trials=4)
     assert proof.passed, str(proof)

@@ -24,7 +24,7 @@ class Cumulative(nn.Module):
         self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(torch.relu(self.b(torch.relu(self.a(x)).cumsum(-1))))
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)).cumprod(-1))))
 
 
 def test_an_operation_without_a_rule_pins_and_is_named() -> None:
@@ -32,11 +32,11 @@ def test_an_operation_without_a_rule_pins_and_is_named() -> None:
     spec = symmetry.trace(model, (x,))
     assert [space.name for space in spec.spaces] == ["b"]
     pin = spec.pinned[0]
-    assert pin.operation == "aten.cumsum.default"
+    assert pin.operation == "aten.cumprod.default"
     assert set(pin.tensors) == {"a.weight[0]", "a.bias[0]", "b.weight[1]"}
-    assert "cumsum" in pin.source
+    assert "cumprod" in pin.source
     assert "test_trace.py" in pin.source
-    assert "aten.cumsum.default" in str(pin)
+    assert "aten.cumprod.default" in str(pin)
     assert symmetry.verify(model, (x,), spec, trials=2).passed
 
 
@@ -44,8 +44,8 @@ def test_strict_raises_with_node_operation_and_line() -> None:
     with pytest.raises(symmetry.TraceError) as caught:
         symmetry.trace(seeded(Cumulative), (draw(7, 3),), strict=True)
     message = str(caught.value)
-    assert "aten.cumsum.default" in message
-    assert "node cumsum" in message
+    assert "aten.cumprod.default" in message
+    assert "node cumprod" in message
     assert "strict=False" in message
     assert "\n" not in message
 

@@ -6,6 +6,7 @@ scalings and signs). What is not in the table is pinned and named in ``spec.pinn
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Rule", "register", "rule_for", "rule_table"]
 
 _TABLE: dict[str, Rule] = {}
-_CLASSES = ("contraction", "elementwise", "normalization", "pointwise", "pooling", "reduction", "shape")
+_CLASSES = (
+    "contraction",
+    "elementwise",
+    "normalization",
+    "pointwise",
+    "pooling",
+    "positions",
+    "reduction",
+    "selection",
+    "shape",
+)
 
 
 class Rule(Protocol):
@@ -47,10 +58,11 @@ def register(rule: Rule, *operations: str) -> None:
         _TABLE[operation] = rule
 
 
+@cache
 def _load() -> dict[str, Rule]:
-    if not _TABLE:
-        for name in _CLASSES:
-            import_module(f"{__name__}.{name}")
+    # One module imported by hand fills a part of the table, so that its being filled says nothing.
+    for name in _CLASSES:
+        import_module(f"{__name__}.{name}")
     return _TABLE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from symmetry.trace.algebra import add, attach, contract, reduce, view
-from symmetry.trace.axes import AxisNode, Reason, join, leaves, new_leaf, new_product, pin, split_product
+from symmetry.trace.axes import AxisNode, Reason, join, new_leaf, new_product, pin, split_product
 from symmetry.trace.axis_pass import AxisPass, Value
 from symmetry.trace.export import Node
 from symmetry.trace.gauge_pass import GaugePass, GaugeValue
@@ -61,7 +61,7 @@ class Convolution:
         if len(source.dims) != len(kernel.dims):
             return _as_value(walk.without_rule(node, "takes an input without a batch axis, which has no rule"))
         text = "a convolution slides over this axis"
-        walk.pin_for(node, [axis for axis in source.dims[2:] if not _fixed(axis)], text)
+        walk.pin_for(node, [axis for axis in source.dims[2:] if not walk.is_fixed(axis)], text)
         for axis in kernel.dims[2:]:
             pin(axis, Reason("position"))
         into, out = (0, 1) if transposed else (1, 0)
@@ -113,10 +113,6 @@ class Convolution:
         if bias is None:
             return value
         return add(walk, value, attach(walk, walk.value(bias), dims, [1]), dims)
-
-
-def _fixed(axis: AxisNode) -> bool:
-    return all(leaf.reasons or leaf.size == 1 for leaf in leaves(axis))
 
 
 def _as_value(found: Value | tuple[Value | None, ...]) -> Value:

@@ -72,6 +72,6 @@ class Extremum:
         return add(walk, first, second, walk.result_dims(node))
 
 
-register(Sum(), "aten.add.Tensor", "aten.sub.Tensor", "aten.add.Scalar", "aten.sub.Scalar")
+register(Sum(), "aten.add.Tensor", "aten.sub.Tensor", "aten.add.Scalar", "aten.sub.Scalar", "aten.rsub.Scalar")
 register(ProductOf(), "aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar", "aten.div.Scalar")
 register(Extremum(), "aten.maximum.default", "aten.minimum.default")

@@ -17,7 +17,7 @@ class Pointwise:
     """One pointwise function.
 
     Args:
-        name: as it is recorded in ``spec.activations``; an empty string is not recorded.
+        name: as it is recorded in ``spec.activations``; an empty string (the value as it is) is not recorded.
         scale: ``pass`` (f(ax) = a f(x) for a > 0) or ``kill``.
         sign: ``pass`` (odd), ``drop`` (even: the sign vanishes without harm) or ``kill``.
     """
@@ -39,10 +39,26 @@ class Pointwise:
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
-        what = self.sign if walk.field.binary else self.scale
+        if walk.kind == "linear":
+            return value if not self.name else walk.kill(value)
+        what = self.sign if walk.kind == "sign" else self.scale
         if what == "kill":
             return walk.kill(value)
         return walk.constant(value.dims) if what == "drop" else value
+
+
+class Cast:
+    """Another dtype or layout: the value as it is, if floating point stays floating point."""
+
+    summary: str = "passes everything between floating point types; kills scale and sign otherwise"
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        value = walk.value(node.args[0])
+        return Value(value.dims, value.origin)
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value, dtype = walk.value(node.args[0]), node.kwargs.get("dtype")
+        return walk.kill(value) if dtype is not None and not dtype.is_floating_point else value
 
 
 class Power:
@@ -87,7 +103,7 @@ class Clamp:
 
 
 _FUNCTIONS = {
-    ("pass", "pass"): ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "_to_copy"),
+    ("pass", "pass"): ("clone", "alias", "detach", "contiguous", "lift_fresh_copy", "neg"),
     ("pass", "kill"): ("relu", "leaky_relu"),
     ("pass", "drop"): ("abs",),
     ("kill", "pass"): ("tanh", "sin", "erf", "asinh", "atan", "tan", "sinh", "asin"),
@@ -102,6 +118,7 @@ for (_scale, _sign), _names in _FUNCTIONS.items():
     for _name in _names:
         _label = "" if (_scale, _sign) == ("pass", "pass") else _name
         register(Pointwise(_label, _scale, _sign), f"aten.{_name}.default")
+register(Cast(), "aten._to_copy.default", "aten.to.dtype")
 register(
     Power(),
     "aten.pow.Tensor_Scalar",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,38 +11,8 @@ from symmetry.trace.axes import AxisNode, join, new_concat, new_leaf, new_produc
 from symmetry.trace.axis_pass import AxisPass, Value
 from symmetry.trace.export import Node
 from symmetry.trace.gauge_pass import Cell, GaugePass, GaugeValue, cut
+from symmetry.trace.rewrite import permuted_places, view_groups
 from symmetry.trace.rules import register
-
-Groups = list[tuple[list[int], list[int]]]
-
-
-def view_groups(old: Sequence[int], new: Sequence[int]) -> Groups:
-    """Which old dimensions hold the same elements as which new ones, cut as finely as the sizes allow.
-
-    Size-1 dimensions pair with each other where they stand in line and otherwise join the group beside them.
-    """
-    groups: Groups = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        mine, theirs = [], []
-        if i < len(old) and j < len(new) and old[i] == new[j]:
-            mine, theirs, i, j = [i], [j], i + 1, j + 1
-        elif i < len(old) and old[i] == 1:
-            mine, i = [i], i + 1
-        elif j < len(new) and new[j] == 1:
-            theirs, j = [j], j + 1
-        else:
-            mine, theirs, a, b = [i], [j], old[i], new[j]
-            i, j = i + 1, j + 1
-            while a != b:
-                if a < b:
-                    mine.append(i)
-                    a, i = a * old[i], i + 1
-                else:
-                    theirs.append(j)
-                    b, j = b * new[j], j + 1
-        groups.append((mine, theirs))
-    return groups
 
 
 class View:
@@ -78,26 +47,15 @@ class Permute:
 
     summary: str = "axes change their order"
 
-    def _places(self, node: Node, ndim: int) -> list[int]:
-        if node.operation == "aten.permute.default":
-            return [place % ndim for place in node.args[1]]
-        places = list(range(ndim))
-        if node.operation == "aten.transpose.int":
-            first, second = (place % ndim for place in node.args[1:3])
-            places[first], places[second] = second, first
-        elif ndim == 2:
-            places = [1, 0]
-        return places
-
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value = walk.value(node.args[0])
-        places = self._places(node, len(value.dims))
+        places = permuted_places(node, len(value.dims))
         origin = None if value.origin is None else (value.origin[0], tuple(value.origin[1][place] for place in places))
         return Value([value.dims[place] for place in places], origin)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
-        return transpose(value, self._places(node, len(value.dims)))
+        return transpose(value, permuted_places(node, len(value.dims)))
 
 
 class Expand:
@@ -165,13 +123,101 @@ class Slice:
         first = sum(counts[:mine])
         cells = value.cells.take(range(first, first + counts[mine]), axis=dim)
         if node.operation != "aten.select.int":
-            return GaugeValue(tuple(walk.result_dims(node)), cells)
-        flat = cells.take(0, axis=dim)
-        result = np.empty_like(flat)
-        for place in np.ndindex(flat.shape):
-            cell = flat[place]
-            result[place] = Cell(cell.common, cell.units[:dim] + cell.units[dim + 1 :])
-        return GaugeValue(tuple(walk.result_dims(node)), result)
+            return GaugeValue(tuple(walk.result_dims(node)), cells, value.zero)
+        return GaugeValue(tuple(walk.result_dims(node)), _dropped(cells.take(0, axis=dim), dim), value.zero)
+
+
+class Split:
+    """One dimension cut into consecutive parts."""
+
+    summary: str = "the axis becomes a concatenation of the parts"
+
+    def _sizes(self, node: Node, dim: int) -> list[int]:
+        if node.operation == "aten.unbind.int":
+            return [1] * len(node.shapes)
+        return [(shape or ())[dim] for shape in node.shapes]
+
+    def _dim(self, node: Node, ndim: int) -> int:
+        place = 1 if node.operation == "aten.unbind.int" else 2
+        given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
+        return int(given) % ndim
+
+    def axes(self, walk: AxisPass, node: Node) -> tuple[Value | None, ...] | Value:
+        value = walk.value(node.args[0])
+        dim = self._dim(node, len(value.dims))
+        sizes = self._sizes(node, dim)
+        if 0 in sizes:
+            return walk.without_rule(node, "makes an empty part, which has no rule")
+        pieces = split_concat(value.dims[dim], sizes)
+        walk.decisions[node.name] = (dim, pieces)
+        gone = node.operation == "aten.unbind.int"
+        return tuple(Value([*value.dims[:dim], *([] if gone else [piece]), *value.dims[dim + 1 :]]) for piece in pieces)
+
+    def gauge(self, walk: GaugePass, node: Node) -> tuple[GaugeValue | None, ...]:
+        value = walk.value(node.args[0])
+        dim, pieces = walk.axes.decisions[node.name]
+        made = walk.axes.values[node.name]
+        dims = [tuple(item.dims) for item in made if item is not None] if isinstance(made, tuple) else []
+        if not same_blocks(cut(value.dims[dim]), [block for piece in pieces for block in cut(piece)]):
+            walk.kill(value)
+            return tuple(walk.constant(axes) for axes in dims)
+        found, first = [], 0
+        for piece, axes in zip(pieces, dims, strict=True):
+            count = len(cut(piece))
+            cells = value.cells.take(range(first, first + count), axis=dim)
+            first += count
+            if len(axes) < len(value.dims):
+                cells = _dropped(cells.take(0, axis=dim), dim)
+            found.append(GaugeValue(axes, cells, value.zero))
+        return tuple(found)
+
+
+def _dropped(cells: Any, dim: int) -> Any:
+    """The cells without the expressions of one dimension."""
+    result = np.empty_like(cells)
+    for place in np.ndindex(cells.shape):
+        result[place] = Cell(cells[place].common, cells[place].units[:dim] + cells[place].units[dim + 1 :])
+    return result
+
+
+class Repeat:
+    """A value repeated end to end along dimensions."""
+
+    summary: str = "the axis becomes copies x axis; the value is constant along the copies"
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        value, times = walk.value(node.args[0]), [int(number) for number in node.args[1]]
+        if 0 in times:
+            return walk.fresh(node.shapes[0])
+        own = [new_leaf(1) for _ in range(len(times) - len(value.dims))] + value.dims
+        return Value(
+            [
+                axis if number == 1 else new_product([new_leaf(number), axis]) if axis.size > 1 else new_leaf(number)
+                for axis, number in zip(own, times, strict=True)
+            ]
+        )
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value, dims = walk.value(node.args[0]), walk.result_dims(node)
+        lacking = len(dims) - len(value.dims)
+        neutral = walk.constant(dims)
+        source = value.cells.reshape((1,) * lacking + value.cells.shape)
+        for place in np.ndindex(neutral.cells.shape):
+            at = tuple(0 if size == 1 else spot for size, spot in zip(source.shape, place, strict=True))
+            cell, blank = source[at], neutral.cells[place]
+            units = []
+            for dim, empty in enumerate(blank.units):
+                mine = cell.units[dim - lacking] if dim >= lacking else ()
+                # The copies are the outermost leaf; what follows is the axis itself.
+                keep = mine if len(mine) <= len(empty) and value_size(value, dim - lacking) > 1 else ()
+                units.append((*empty[: len(empty) - len(keep)], *keep))
+            neutral.cells[place] = Cell(cell.common, tuple(units))
+        return GaugeValue(neutral.dims, neutral.cells, value.zero)
+
+
+def value_size(value: GaugeValue, dim: int) -> int:
+    """Length of a dimension; 1 for one that the value lacks."""
+    return value.dims[dim].size if dim >= 0 else 1
 
 
 class Concatenation:
@@ -201,7 +247,8 @@ class Concatenation:
             for value in values:
                 walk.kill(value)
             return walk.constant(dims)
-        return GaugeValue(tuple(dims), np.concatenate([value.cells for value in values], axis=dim))
+        cells = np.concatenate([value.cells for value in values], axis=dim)
+        return GaugeValue(tuple(dims), cells, all(value.zero for value in values))
 
 
 class Item:
@@ -227,5 +274,7 @@ register(
 register(Permute(), "aten.permute.default", "aten.transpose.int", "aten.t.default")
 register(Expand(), "aten.expand.default")
 register(Slice(), "aten.slice.Tensor", "aten.select.int")
+register(Split(), "aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int")
+register(Repeat(), "aten.repeat.default")
 register(Concatenation(), "aten.cat.default")
 register(Item(), "getitem")
