@@ -258,7 +258,7 @@ def _unit_matrices(spec: SymmetrySpec) -> dict[str, Tensor]:
 
 
 def _orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Orthogonal matrices drawn uniformly (Mezzadri 2007: QR of a Gaussian matrix, signs of R's diagonal moved to Q)."""
+    """Orthogonal matrices drawn uniformly (Mezzadri 2007: QR of a Gaussian matrix, signs of R moved to Q)."""
     q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 

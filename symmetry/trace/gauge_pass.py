@@ -123,9 +123,9 @@ class GaugePass:
             self.common_variables.append(Variable(tensor, number))
             units: list[tuple[Expression, ...]] = []
             position = 0
-            for leaves in self.choice(dims, place):
+            for part in self.choice(dims, place):
                 row = []
-                for leaf in leaves:
+                for leaf in part:
                     variable = Variable(tensor, number, position)
                     position += 1
                     row.append({variable: Fraction(1)} if leaf.size > 1 else {})
@@ -196,8 +196,8 @@ class GaugePass:
         common = self.field.combine(first.common, second.common, -1)
         if common:
             self.common_rows.append(common)
-        for leaves, mine, other in zip(self.choice(dims, place), first.units, second.units, strict=True):
-            for leaf, a, b in zip(leaves, mine, other, strict=True):
+        for part, mine, other in zip(self.choice(dims, place), first.units, second.units, strict=True):
+            for leaf, a, b in zip(part, mine, other, strict=True):
                 self.same(leaf, a, b)
 
     def kill(self, value: GaugeValue) -> GaugeValue:
@@ -206,8 +206,8 @@ class GaugePass:
             cell = value.cells[place]
             if cell.common:
                 self.common_rows.append(cell.common)
-            for leaves, units in zip(self.choice(value.dims, place), cell.units, strict=True):
-                self.zero_units(leaves, units)
+            for part, units in zip(self.choice(value.dims, place), cell.units, strict=True):
+                self.zero_units(part, units)
         return self.constant(value.dims)
 
     def kill_into(self, value: GaugeValue, dims: Sequence[AxisNode]) -> GaugeValue:

@@ -101,7 +101,10 @@ class _Rewriter:
                     return
 
     def _paths(self, node: Node, dim: int) -> Iterator[list[tuple[Node, int]] | None]:
-        """All ways from a value to a selection along ``dim``: (node, where ``dim`` stands in its input); None: others."""
+        """All ways from a value to a selection along ``dim``: nodes and where ``dim`` stands in their input.
+
+        A way to anything else is ``None``.
+        """
         if node.name in self.outputs:
             yield None
         for user in self.users.get(node.name, []):

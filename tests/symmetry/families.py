@@ -1,4 +1,4 @@
-"""The families of networks beyond plain chains whose groups are known by hand: norms, attention, recurrence, matrices."""
+"""Families of networks beyond plain chains whose groups are known by hand: norms, attention, recurrence, matrices."""
 
 from __future__ import annotations
 
