@@ -16,15 +16,18 @@ import symmetry
 from metanet.checkpoint.architecture import Architecture
 from metanet.checkpoint.factory import FactoryArchitecture
 from metanet.checkpoint.infer import infer
-from metanet.checkpoint.readers import find_weights, read
+from metanet.checkpoint.readers import read
 from metanet.checkpoint.save import ARCHITECTURE_FILE, ARCHITECTURE_KEY, METRICS_KEY, save_like
 from metanet.checkpoint.source import Raw, Source
+from metanet.checkpoint.unknown import UnknownArchitecture
 from metanet.errors import CheckpointError, clean
 from metanet.io import parse_json, read_json
 
 __all__ = ["Checkpoint", "load"]
 
 MAX_ARCHITECTURE_BYTES = 4 * 1024 * 1024
+# Kinds of file that open without an architecture: their tensors are of use by themselves, and no name tells more.
+OPEN_KINDS = ("lightning", "torchscript", "npz", "keras-h5", "keras-zip", "huggingface")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -56,6 +59,7 @@ class Checkpoint:
         """The symmetry of the architecture, traced on first use and then shared by all checkpoints of it.
 
         Raises:
+            CheckpointError: where nothing says what is computed with the tensors; the message says what to do.
             symmetry.TraceError: where the model cannot be traced.
         """
         return _traced(self.architecture)
@@ -125,7 +129,10 @@ def _stored_architecture(raw: Raw, path: Path) -> Architecture | None:
                 file=path,
                 hint="save the file again, or give the architecture with architecture=",
             ) from None
-    beside = path.parent / ARCHITECTURE_FILE
+    if raw.architecture is not None:
+        found: Architecture = raw.architecture
+        return found
+    beside = (path if path.is_dir() else path.parent) / ARCHITECTURE_FILE
     return _architecture_file(beside) if beside.is_file() else None
 
 
@@ -146,6 +153,16 @@ def _given_architecture(value: Architecture | Mapping[str, Any] | str | os.PathL
     if isinstance(value, Mapping):
         return Architecture.from_json(value, "given by the user")
     return _architecture_file(Path(value))
+
+
+def _inferred(raw: Raw, activation: str | None) -> Architecture:
+    """What names and shapes tell; for files that rarely hold chains of linear layers, possibly nothing."""
+    try:
+        return infer(raw.state, activation, raw.source.path, raw.source.prefix)
+    except CheckpointError as error:
+        if activation is not None or raw.source.kind not in OPEN_KINDS:
+            raise
+        return UnknownArchitecture(error.within(raw.source.path), raw.state)
 
 
 def _metrics(raw: Raw, path: Path) -> Mapping[str, Any]:
@@ -175,7 +192,8 @@ def load(
     ``architecture.json`` beside it; the names and shapes of chains of linear layers.
 
     Args:
-        path: a safetensors file, a torch state dict, a Stable-Baselines3 zip, or a folder with one of them.
+        path: a file of a kind that can be read (see the page on checkpoint files), a folder with one of them, or a
+            model folder of the Hugging Face Hub. The kind is told from what is in it, not from its name.
         architecture: an :class:`Architecture`, its JSON value, or a file that holds it.
         factory: ``"package.module:function"``, or a function, that returns ``(model, example_inputs)``. It is code
             and is run.
@@ -188,9 +206,8 @@ def load(
     file = Path(path)
     if sum(given is not None for given in (architecture, factory, activation)) > 1:
         raise CheckpointError("architecture=, factory= and activation= exclude each other", file=file, hint="give one")
-    if file.is_dir():
-        file = find_weights(file)
     raw = read(file, key)
+    file = raw.source.path
     try:
         if factory is not None:
             found: Architecture | None = FactoryArchitecture(factory)
@@ -199,7 +216,7 @@ def load(
         else:
             found = None if activation is not None else _stored_architecture(raw, file)
         if found is None:
-            found = infer(raw.state, activation, file, raw.source.prefix)
+            found = _inferred(raw, activation)
         found.check_state(raw.state)
     except CheckpointError as error:
         raise error.within(file) from None

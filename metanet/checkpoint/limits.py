@@ -33,7 +33,10 @@ MAX_PICKLE_BYTES = 32 * 1024 * 1024
 # Weights hardly compress; text in a pickle compresses well, but not a hundredfold.
 MAX_RATIO = 100
 
-READABLE = "readable are safetensors, torch state dicts (.pt, .pth) and Stable-Baselines3 zips"
+READABLE = (
+    "readable are safetensors, torch state dicts (.pt, .pth, .ckpt), TorchScript, ONNX, Keras (.h5, .keras), .npz, "
+    "Hugging Face folders and Stable-Baselines3 zips"
+)
 
 
 def check_tensor_name(name: object, file: str | os.PathLike[str]) -> str:

@@ -25,18 +25,18 @@ from metanet.checkpoint.pickle_values import (
     refuse,
 )
 
-__all__ = ["Opaque", "StorageRef", "Table", "TensorRef", "scan"]
+__all__ = ["Machine", "Opaque", "StorageRef", "Table", "TensorRef", "scan"]
 
 MAX_STEPS = 3_000_000
 # Instructions that build objects of any class; the others that are missing here are merely never written by torch.
-BUILDS_OBJECTS = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID")
+BUILDS_OBJECTS = ("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID")
 
 
 class _Mark:
     pass
 
 
-class _Machine:
+class Machine:
     """Stack, memo and storages while one pickle is walked."""
 
     def __init__(self, persistent: bool) -> None:
@@ -86,6 +86,18 @@ class _Machine:
         # torch.nn.Module.state_dict() hangs its versions on the dictionary under this one name.
         if not isinstance(target, Table) or not isinstance(state, Table) or set(state.items) != {"_metadata"}:
             raise forbidden("BUILD")
+
+    def find(self, module: str, name: str) -> Any:
+        """What stands for a name that the pickle imports."""
+        return find_global(module, name)
+
+    def call(self, function: Any, args: Any) -> Any:
+        """What stands for the value of a call."""
+        return call(function, args)
+
+    def new_object(self) -> None:
+        """An object of a class; no state dict has one."""
+        raise forbidden("NEWOBJ")
 
     def persistent_id(self) -> None:
         if not self.persistent:
@@ -139,31 +151,34 @@ class _Machine:
                 self.append(self.pop_mark())
             case "GLOBAL":
                 module, _, attribute = arg.partition(" ")
-                self.stack.append(find_global(module, attribute))
+                self.stack.append(self.find(module, attribute))
             case "STACK_GLOBAL":
                 attribute, module = self.pop(), self.pop()
-                self.stack.append(find_global(str(module), str(attribute)))
+                self.stack.append(self.find(str(module), str(attribute)))
             case "REDUCE":
                 args, function = self.pop(), self.pop()
                 # One list may be an argument a million times over; each time it is walked.
                 self.spend(sum(len(arg) for arg in args if isinstance(arg, list)) if isinstance(args, tuple) else 0)
-                self.stack.append(call(function, args))
+                self.stack.append(self.call(function, args))
             case "BUILD":
                 self.build()
             case "BINPERSID":
                 self.persistent_id()
+            case "NEWOBJ":
+                self.new_object()
             case _ if name in BUILDS_OBJECTS:
                 raise forbidden(name)
             case _:
                 raise refuse(f"the pickle uses the instruction '{name}', which no state dict needs")
 
 
-def scan(file: BinaryIO, persistent: bool = True) -> tuple[Any, dict[str, StorageRef]]:
+def scan(file: BinaryIO, persistent: bool = True, machine: Machine | None = None) -> tuple[Any, dict[str, StorageRef]]:
     """What the pickle at the file's position describes; the position afterwards is behind it.
 
     Args:
         file: clamps what it is asked for to what it has (``BytesIO``, ``mmap``), so a lie about a length costs nothing.
         persistent: whether references to storages are expected.
+        machine: what walks the instructions, where it is not the machine for state dicts.
 
     Returns:
         the described value (:class:`Table`, :class:`TensorRef`, lists, tuples, scalars) and the storages by key.
@@ -171,7 +186,7 @@ def scan(file: BinaryIO, persistent: bool = True) -> tuple[Any, dict[str, Storag
     Raises:
         CheckpointError: for anything but plain data and tensors; the caller adds the file's name.
     """
-    machine = _Machine(persistent)
+    machine = machine or Machine(persistent)
     try:
         with warnings.catch_warnings():
             # Odd escapes in the text opcodes of old protocols make Python warn; they are refused anyway.

@@ -26,6 +26,13 @@ __all__ = [
 
 MAX_ELEMENTS = 1 << 48
 
+# Element types of torch's storage classes.
+STORAGE_DTYPES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64", "UntypedStorage": "uint8",
+}  # fmt: skip
 # Element sizes of torch's storage classes and dtypes; a name that is missing here is refused.
 ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
@@ -58,6 +65,7 @@ class StorageRef:
     item_size: int
     numel: int
     location: str
+    dtype: str = "uint8"
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +79,8 @@ class TensorRef:
 
     storage: StorageRef
     size: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, item_size: int | 
     available = storage.nbytes // (item_size or storage.item_size)
     if elements and (last >= available or elements > available):
         raise refuse(f"a tensor of size {list(sizes)} does not fit its storage of {available} elements")
-    return TensorRef(storage, sizes)
+    return TensorRef(storage, sizes, strides, start)
 
 
 def call(function: Any, args: Any) -> Any:
@@ -201,4 +211,5 @@ def find_storage(identity: Any) -> StorageRef:
         raise refuse("a storage has no key or no location")
     if view and view[0] is not None:
         raise refuse("storages that are views of others (written before torch 0.4) are not read")
-    return StorageRef(key, ITEM_SIZES[kind.name], _integer(numel, "the length of a storage"), location)
+    length = _integer(numel, "the length of a storage")
+    return StorageRef(key, ITEM_SIZES[kind.name], length, location, STORAGE_DTYPES[kind.name])

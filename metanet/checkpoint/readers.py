@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
+from metanet.checkpoint.hf_folder import INDEXES, is_hf_folder, read_hf_folder
+from metanet.checkpoint.keras_file import HDF5_START, WEIGHTS_MEMBER, read_keras_h5, read_keras_zip
 from metanet.checkpoint.limits import READABLE, file_size
+from metanet.checkpoint.npz_file import is_npz, read_npz
 from metanet.checkpoint.safetensors_file import looks_like_safetensors, read_safetensors
 from metanet.checkpoint.sb3_file import POLICY, read_sb3
+from metanet.checkpoint.script_file import is_script, read_script
 from metanet.checkpoint.source import Raw
 from metanet.checkpoint.torch_file import LEGACY_START, read_torch
 from metanet.checkpoint.zip_file import ZIP_START, open_zip
@@ -15,11 +20,10 @@ from metanet.errors import CheckpointError
 __all__ = ["find_weights", "read"]
 
 WEIGHTS = ("weights.safetensors", "model.safetensors")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".zip")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".zip", ".ckpt", ".npz", ".h5", ".keras", ".onnx")
 
 # Formats that people will try, told apart by their first bytes so that the refusal can say what the file is.
 OTHERS = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 (Keras) file"),
     (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x1f\x8b", "a gzip file"),
@@ -50,23 +54,27 @@ def read(path: Path, key: str | None = None) -> Raw:
     """The tensors in ``path``.
 
     Args:
-        path: a file.
+        path: a file, or a folder: one of the Hugging Face Hub, or one that holds a single file.
         key: where the state dict is inside a torch file.
 
     Raises:
         CheckpointError: for anything that is no checkpoint, with the reason.
     """
+    if path.name in INDEXES and path.is_file():
+        path = path.parent
+    if path.is_dir():
+        if is_hf_folder(path):
+            return read_hf_folder(path)
+        path = find_weights(path)
     size = file_size(path)
     try:
         with path.open("rb") as file:
             start = file.read(16)
             file.seek(0)
             if start.startswith(ZIP_START):
-                archive = open_zip(file, path)
-                if POLICY in archive.namelist():
-                    return read_sb3(archive, path, size)
-                file.seek(0)
-                return read_torch(file, path, size, key)
+                return _read_zip(file, path, size, key)
+            if start.startswith(HDF5_START):
+                return read_keras_h5(file, path, size)
             if start.startswith(LEGACY_START):
                 return read_torch(file, path, size, key)
             if path.suffix == ".safetensors" or looks_like_safetensors(start, size):
@@ -75,3 +83,18 @@ def read(path: Path, key: str | None = None) -> Raw:
         raise CheckpointError(f"cannot be read ({error.strerror or error})", file=path, hint="check the path") from None
     what = next((what for magic, what in OTHERS if start.startswith(magic)), "no checkpoint of a known format")
     raise CheckpointError(f"is {what}", file=path, hint=READABLE)
+
+
+def _read_zip(file: BinaryIO, path: Path, size: int, key: str | None) -> Raw:
+    archive = open_zip(file, path)
+    names = archive.namelist()
+    if POLICY in names:
+        return read_sb3(archive, path, size)
+    if WEIGHTS_MEMBER in names:
+        return read_keras_zip(archive, path, size)
+    if is_npz(names):
+        return read_npz(archive, path, size)
+    if is_script(names):
+        return read_script(archive, path)
+    file.seek(0)
+    return read_torch(file, path, size, key)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metanet.checkpoint.architecture import Architecture
+from metanet.checkpoint.hf_folder import write_hf_folder
+from metanet.checkpoint.keras_file import write_keras_h5, write_keras_zip
+from metanet.checkpoint.npz_file import write_npz
 from metanet.checkpoint.safetensors_file import write_safetensors
 from metanet.checkpoint.sb3_file import write_sb3
+from metanet.checkpoint.script_file import write_script
 from metanet.checkpoint.source import Source
 from metanet.errors import CheckpointError, clean
 from metanet.io import open_atomic
@@ -23,6 +28,14 @@ __all__ = ["ARCHITECTURE_FILE", "ARCHITECTURE_KEY", "METRICS_KEY", "save_checkpo
 ARCHITECTURE_FILE = "architecture.json"
 ARCHITECTURE_KEY = "metanet.architecture"
 METRICS_KEY = "metanet.metrics"
+# Formats whose files hold more than tensors: new weights go into a copy of the original.
+LIKE_ORIGINAL: Mapping[str, Callable[[Path, Mapping[str, Tensor], Path], None]] = MappingProxyType(
+    {
+        "torchscript": write_script,
+        "keras-h5": write_keras_h5,
+        "keras-zip": write_keras_zip,
+    }
+)
 
 
 def _metadata(
@@ -89,7 +102,7 @@ def _write_torch(path: Path, state: Mapping[str, Tensor], source: Source) -> Non
     for part in reversed(source.key.split("/") if source.key else []):
         value = {part: value}
     with open_atomic(path) as file:
-        torch.save(value, file, _use_new_zipfile_serialization=source.kind == "torch")
+        torch.save(value, file, _use_new_zipfile_serialization=source.kind != "torch-legacy")
 
 
 def save_like(
@@ -108,5 +121,11 @@ def save_like(
     elif source.kind == "sb3":
         compact = {name: _compact(tensor) for name, tensor in state.items()}
         _write(target, lambda: write_sb3(target, compact, source.path))
+    elif source.kind == "npz":
+        _write(target, lambda: write_npz(target, state))
+    elif source.kind == "huggingface":
+        _write(target, lambda: write_hf_folder(target, state, source, metadata))
+    elif source.kind in LIKE_ORIGINAL:
+        _write(target, lambda: LIKE_ORIGINAL[source.kind](target, state, source.path))
     else:
         _write(target, lambda: _write_torch(target, state, source))

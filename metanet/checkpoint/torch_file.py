@@ -13,6 +13,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -32,6 +33,11 @@ NESTED_KEYS = (
     "parameters", "module", "policy", "state",
 )  # fmt: skip
 MAX_NESTING = 3
+# Every Lightning checkpoint has this entry, and its hyper parameters under the other one.
+LIGHTNING = "pytorch-lightning_version"
+HYPER_PARAMETERS = "hyper_parameters"
+MAX_CONFIG_ITEMS = 10_000
+MAX_CONFIG_DEPTH = 32
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 # PROTO 2, then LONG1 of ten bytes, the magic number, STOP: how every file of the older format starts.
@@ -55,7 +61,11 @@ def _scan_zip(file: BinaryIO, name: Path) -> tuple[Any, dict[str, StorageRef]]:
             raise CheckpointError(
                 f"member '{clean(member, 80)}' is compressed, which torch never does", file=name, hint="save it again"
             )
-    content, storages = scan(io.BytesIO(read_member(archive, pickles[0], name, MAX_PICKLE_BYTES)))
+    data = read_member(archive, pickles[0], name, MAX_PICKLE_BYTES)
+    try:
+        content, storages = scan(io.BytesIO(data))
+    except CheckpointError as error:
+        raise _explained(error, data) from None
     for key, storage in storages.items():
         record = members.get(f"{root}data/{key}")
         if record is None or record.file_size != storage.nbytes:
@@ -68,6 +78,17 @@ def _scan_zip(file: BinaryIO, name: Path) -> tuple[Any, dict[str, StorageRef]]:
         # torch itself does not look at the checksums, so a flipped bit in a weight would go unseen.
         check_member(archive, record.filename, name)
     return content, storages
+
+
+def _explained(error: CheckpointError, data: bytes) -> CheckpointError:
+    """The same refusal; for a Lightning checkpoint also what in it is most likely meant."""
+    if LIGHTNING.encode() not in data:
+        return error
+    return CheckpointError(
+        "is a Lightning checkpoint with more than tensors and plain data in it, as hyper parameters or callbacks are "
+        f"often: {error.reason}",
+        hint="if you trust it, load it in the program that made it and torch.save its 'state_dict' alone",
+    )
 
 
 def _scan_legacy(file: BinaryIO, name: Path, size: int) -> tuple[Any, dict[str, StorageRef]]:
@@ -195,8 +216,29 @@ def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None) ->
     devices = tuple(sorted({storage.location for storage in storages.values()}))
     skipped = tuple(clean(entry, 60) for entry in top.items if path and entry != path[0])
     prefix = "module." if all(tensor.startswith("module.") for tensor in state) else ""
-    kind = "torch-legacy" if legacy else "torch"
-    return Raw(state, Source(name, kind, "/".join(path), skipped, devices, prefix))
+    lightning = LIGHTNING in top.items and not legacy
+    kind = "torch-legacy" if legacy else "lightning" if lightning else "torch"
+    config = _plain_config(loaded.get(HYPER_PARAMETERS)) if lightning else {}
+    return Raw(state, Source(name, kind, "/".join(path), skipped, devices, prefix, config=MappingProxyType(config)))
+
+
+def _plain_config(value: Any) -> dict[str, Any]:
+    """Hyper parameters as JSON values; what is none, such as a tensor, is named by its type."""
+    left = [MAX_CONFIG_ITEMS]
+
+    def plain(item: Any, depth: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0 or depth > MAX_CONFIG_DEPTH:
+            return "..."
+        if item is None or type(item) in (bool, int, float, str):
+            return item
+        if isinstance(item, dict):
+            return {str(key): plain(inner, depth + 1) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(inner, depth + 1) for inner in item]
+        return f"<{type(item).__name__}>"
+
+    return plain(value, 0) if isinstance(value, dict) else {}
 
 
 def _with_clamped_reads(file: BinaryIO, work: Any) -> Any:

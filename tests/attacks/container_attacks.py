@@ -9,8 +9,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from .attack import Attack, agent, file, pt
 from .pickles import Payload, agent_state, agent_zip, state, torch_bytes, torch_zip, write
 
@@ -70,12 +68,6 @@ def _folder(*files: str) -> Callable[[Path], Path]:
     return make
 
 
-def _npz() -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, w=np.zeros(3))
-    return buffer.getvalue()
-
-
 ZIPS = (
     Attack("member_parent", agent(lambda: _zip(("../../evil", b"x"), ("policy.pth", b"x"))), "points outside"),
     Attack("member_absolute", agent(lambda: _zip(("/etc/evil", b"x"), ("policy.pth", b"x"))), "points outside"),
@@ -89,7 +81,6 @@ ZIPS = (
         "second_contents", agent(lambda: _zip(("policy.pth", b"x"), comment=b"PK\x05\x06")), "a damaged zip archive"
     ),
     Attack("other_zip", agent(lambda: _zip(("readme.txt", b"x"))), "a zip without a torch state dict"),
-    Attack("npz", file("a.npz", _npz), "a zip without a torch state dict"),
     Attack("flipped_bit", pt(_damaged_weight), "is damaged"),
     Attack("truncated_zip", pt(lambda: torch_bytes(state())[:-40]), "a damaged zip archive"),
 )
@@ -98,7 +89,6 @@ DAMAGED = (
     Attack("empty_file", pt(lambda: b""), "is empty"),
     Attack("text_file", pt(lambda: b"hello, I am no checkpoint\n"), "no checkpoint of a known format"),
     Attack("json_file", file("a.json", lambda: b'{"a": 1, "b": [1, 2, 3]}'), "no checkpoint of a known format"),
-    Attack("hdf5", file("a.h5", lambda: b"\x89HDF\r\n\x1a\n" + bytes(64)), "an HDF5 (Keras) file"),
     Attack("numpy", file("a.npy", lambda: b"\x93NUMPY" + bytes(64)), "a NumPy array"),
     Attack("truncated_legacy", pt(lambda: torch_bytes(state(), legacy=True)[:-9]), "is cut short"),
     Attack("legacy_cut_in_pickle", pt(lambda: torch_bytes(state(), legacy=True)[:200]), "cut short"),

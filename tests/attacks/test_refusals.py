@@ -16,11 +16,16 @@ from .architecture_attacks import ARCHITECTURES
 from .attack import Attack
 from .container_attacks import DAMAGED, ZIPS
 from .content_attacks import CONTENT
+from .format_attacks import FOLDERS, KERAS, LIGHTNING, NPZ, SCRIPTS
 from .pickles import MARKER, Payload, agent_state, agent_zip, malicious_data, state, torch_bytes, write
 from .safetensors_attacks import SAFETENSORS
 from .torch_attacks import RUNS_CODE, TAKES_MEMORY
 
-ATTACKS = (*RUNS_CODE, *TAKES_MEMORY, *ZIPS, *DAMAGED, *CONTENT, *SAFETENSORS, *ARCHITECTURES)
+ATTACKS = (
+    *RUNS_CODE, *TAKES_MEMORY, *ZIPS, *DAMAGED, *CONTENT, *SAFETENSORS, *ARCHITECTURES, *NPZ, *SCRIPTS, *LIGHTNING,
+    *FOLDERS, *KERAS,
+)  # fmt: skip
+NEEDS_H5PY = {attack.name for attack in KERAS}
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +42,8 @@ def test_names_are_unique() -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_refused(attack: Attack, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if attack.name in NEEDS_H5PY:
+        pytest.importorskip("h5py", reason="Keras files need h5py (extra 'keras')")
     inside = folder / "files"
     inside.mkdir()
     path = attack.make(inside)

@@ -65,7 +65,6 @@ RUNS_CODE = (
         "'BUILD'",
     ),
     Attack("inst_opcode", pt(lambda: torch_zip(b"\x80\x02(iposix\nsystem\n.")), "'INST'"),
-    Attack("torchscript", pt(lambda: torch_zip(b"\x80\x02}.", code__model_py=b"x", constants_pkl=b"")), "TorchScript"),
 )
 
 TAKES_MEMORY = (
