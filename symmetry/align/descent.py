@@ -1,0 +1,195 @@
+"""Which matching of two networks makes them most similar? Coordinate descent over spaces, from several starts.
+
+Ainsworth, Hayase and Srinivasa, Git Re-Basin (2023), section 3.2, on the blocks of any spec. Two things are different:
+the first visit of a space compares only what is already comparable, in the order of the data flow, so that no start is
+blurred by units that have not been matched yet; and a space is solved again only when something it is compared along
+has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from symmetry.align.assignment import Assignment
+from symmetry.align.problem import Problem, Term
+from symmetry.align.steps import solve_family, solve_sign, solve_space
+
+__all__ = ["best_matching", "descend", "finish_signs", "first_matching", "random_matching"]
+
+MOST_STEPS = 200
+
+
+def best_matching(problem: Problem, starts: int, generator: torch.Generator) -> tuple[Assignment, list[float]]:
+    """The most similar of several descents, and the similarity of each.
+
+    The first start follows the data flow, the second goes against it, the others visit the spaces in random order.
+    """
+    best: tuple[float, Assignment] | None = None
+    found = []
+    sites = sites_of(problem)
+    for number in range(max(starts, 1)):
+        if number < 2:
+            order = sites if number == 0 else sites[::-1]
+        else:
+            order = [sites[k] for k in torch.randperm(len(sites), generator=generator).tolist()]
+        state = first_matching(problem, order)
+        descend(state)
+        value = state.similarity()
+        found.append(value)
+        if best is None or value > best[0]:
+            best = value, state
+    assert best is not None  # noqa: S101 - there is at least one start
+    return best[1], found
+
+
+def sites_of(problem: Problem) -> list[str]:
+    """All coordinates: spaces, rotated spaces, signs that belong to no space."""
+    return [*problem.inside, *problem.other_signs]
+
+
+def first_matching(problem: Problem, order: Sequence[str]) -> Assignment:
+    """Visit every coordinate once, as soon as something about it can be compared; the rest keeps its place."""
+    state = Assignment(problem)
+    pending = list(order)
+    while pending:
+        for site in pending:
+            if all(state.knows(outer) for outer in problem.within.get(site, ())) and _visit(state, site):
+                break
+        else:
+            site = next(s for s in pending if all(state.knows(outer) for outer in problem.within.get(s, ())))
+            _keep(state, site)
+        pending = [other for other in pending if not _known(state, other)]
+    for factor in problem.signs:
+        if factor not in state.flips:
+            _keep(state, factor)
+    return state
+
+
+def random_matching(problem: Problem, generator: torch.Generator) -> Assignment:
+    """Every space in random order, no signs; for starts that owe nothing to the networks."""
+    state = Assignment(problem)
+    for site in sites_of(problem):
+        _keep(state, site)
+    for space, value in state.right.items():
+        state.right[space] = torch.rand(value.shape, generator=generator, dtype=torch.float64).argsort(-1)
+    for factor in problem.signs:
+        if factor not in state.flips:
+            _keep(state, factor)
+    return state
+
+
+def descend(state: Assignment, frozen: bool = False) -> None:
+    """Solve coordinate after coordinate until none gets better; the similarity never falls.
+
+    Args:
+        state: changed in place.
+        frozen: keep all units where they are and choose signs only.
+    """
+    problem = state.problem
+    tolerance = problem.scale * max((torch.finfo(term.left.dtype).eps for term in problem.terms), default=0.0)
+    sites = sites_of(problem)
+    touching = {site: [term for term in problem.terms if site in _coordinates(problem, term)] for site in sites}
+    near = {
+        site: {other for term in terms for other in _coordinates(problem, term)} for site, terms in touching.items()
+    }
+    dirty = set(sites)
+    for _ in range(MOST_STEPS):
+        for site in sites:
+            if site in dirty:
+                dirty.discard(site)
+                if _improve(state, site, touching, tolerance, frozen):
+                    twice = any(term.leaves.count(site) > 1 for term in touching[site])
+                    inside = problem.children.get(site, ())
+                    dirty |= (near[site] - {site}).union(*(near[child] for child in inside))
+                    if twice:
+                        dirty.add(site)
+        if not dirty:
+            break
+
+
+def finish_signs(problem: Problem, state: Assignment) -> Assignment:
+    """The signs that fit the weights best, the units standing where they stand."""
+    alone = _Apart(problem.terms, problem.spaces, problem.within, problem.signs, problem.rotations)
+    result = replace(state, problem=alone, flips={})
+    for factor in problem.signs:
+        _keep(result, factor)
+    descend(result, frozen=True)
+    result.problem = problem
+    return result
+
+
+class _Apart(Problem):
+    """The same problem with every space a coordinate of its own."""
+
+    @property
+    def children(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+        return {}
+
+
+def _coordinates(problem: Problem, term: Term) -> set[str]:
+    sites = set(problem.inside) | set(problem.other_signs)
+    return sites.intersection([*(name for name in term.leaves if name), *(name for name, _ in term.signs)])
+
+
+def _known(state: Assignment, site: str) -> bool:
+    return site in state.flips if site in state.problem.other_signs else state.knows(site)
+
+
+def _visit(state: Assignment, site: str) -> bool:
+    problem = state.problem
+    if site in problem.other_signs:
+        return solve_sign(state, site) is not None
+    if problem.children.get(site):
+        return solve_family(state, site, problem.children[site])
+    return solve_space(state, site) is not None
+
+
+def _improve(state: Assignment, site: str, touching: dict[str, list[Term]], tolerance: float, frozen: bool) -> bool:
+    problem = state.problem
+    if site in problem.other_signs:
+        return (solve_sign(state, site) or 0.0) > tolerance
+    children = problem.children.get(site, ())
+    terms = list({id(term): term for name in (site, *children) for term in touching[name]}.values())
+    if not children and not any(term.leaves.count(site) > 1 for term in terms):
+        return (solve_space(state, site, frozen) or 0.0) > tolerance
+    # Not linear in this coordinate (it occurs twice in a term, or inner spaces share terms): take the step if it helps.
+    before, trial = state.similarity(terms), state.copy()
+    if children:
+        solve_family(trial, site, children)
+    else:
+        solve_space(trial, site, frozen)
+    if trial.similarity(terms) <= before + tolerance:
+        return False
+    state.right, state.left, state.flips, state.rotations = trial.right, trial.left, trial.flips, trial.rotations
+    return True
+
+
+def _keep(state: Assignment, site: str) -> None:
+    """Give an unknown coordinate its neutral value: units in order, no flips, no rotation."""
+    problem = state.problem
+    if site in problem.signs:
+        space = problem.signs[site]
+        if space is None:
+            state.flips[site] = torch.zeros((), dtype=torch.bool)
+        elif space in state.right:
+            state.flips[site] = torch.zeros(state.right[space].shape, dtype=torch.bool)
+        else:
+            term, dim = next(
+                ((term, place) for term in problem.terms for name, place in term.signs if name == site), (None, None)
+            )
+            if term is not None and dim is not None:
+                state.flips[site] = torch.zeros(term.left.shape[dim], dtype=torch.bool)
+        return
+    term, dim = problem.occurrences[site][0]
+    outer = [state.right[name].shape[-1] for name in problem.within.get(site, ())]
+    first, second = problem.sizes(site)
+    if site in problem.rotations:
+        state.rotations[site] = torch.eye(first, dtype=torch.float64).expand(*outer, first, first)
+        return
+    order = torch.arange(min(first, second)).expand(*outer, -1)
+    state.right[site] = order
+    if first != second:
+        state.left[site] = order
