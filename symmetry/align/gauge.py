@@ -21,6 +21,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from symmetry.action import leaf_name, tensor_blocks
+from symmetry.align.matrix_gauge import balanced_matrices
 from symmetry.elements import GroupElement
 from symmetry.spec import Factor, SymmetrySpec
 
@@ -32,7 +33,17 @@ SETTLED = 1e-12
 
 
 def balanced_gauge(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> GroupElement:
-    """The element of scalings that brings a state into the balanced gauge; units whose tensors are zero keep theirs."""
+    """The element of scalings and matrices that brings a state into the balanced gauge.
+
+    Units whose tensors are zero keep their scale. What is left of invertible matrices is a rotation.
+    """
+    scalings = _balanced_scalings(spec, state)
+    if not spec.linear:
+        return scalings
+    return balanced_matrices(spec, spec.act(scalings, state)) @ scalings
+
+
+def _balanced_scalings(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> GroupElement:
     neutral = spec.identity()
     scales = [factor for factor in spec.factors if factor.kind == "scale"]
     energies = _Energies(spec, state)
@@ -108,8 +119,14 @@ class _Group:
         self.factors, self.energies = factors, energies
         self.total = [torch.zeros(spec.array_shape(factor.space), dtype=torch.float64) for factor in factors]
         found: dict[tuple[tuple[str, int], tuple[int, ...]], _Place] = {}
+        # Norms of a block that matrices act on are no measure of a unit: they depend on the matrices.
+        turned = {
+            (slot.tensor, slot.block) for matrix in spec.linear for slot in matrix.slots if matrix.kind == "linear"
+        }
         for column, factor in enumerate(factors):
             for slot in factor.slots:
+                if (slot.tensor, slot.block) in turned:
+                    continue
                 block = tensor_blocks(spec.axes[slot.tensor])[slot.block]
                 names = [leaf_name(leaf) for leaf in block.leaves]
                 outer = () if slot.leaf is None else spec.within.get(factor.space or "", ())
@@ -120,7 +137,7 @@ class _Group:
                 place.exponents[column] += float(slot.exponent)
         order = sorted(found.values(), key=lambda p: (not p.offset, spec.tensors[p.key[0]].order, p.key[1], p.dims))
         self.places = [place for place in order if place.exponents.any()]
-        rows = np.stack([place.exponents for place in self.places])
+        rows = np.array([place.exponents for place in self.places]).reshape(-1, len(factors))
         self.pinned = _independent(rows, lambda chosen: not _escapes(rows, _free(rows[chosen], rows.shape[1])))
         self.complete = _independent(rows, lambda chosen: len(chosen) == rows.shape[1], self.pinned)
         self.directions = _free(rows[self.pinned], rows.shape[1])

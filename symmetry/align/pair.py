@@ -51,4 +51,5 @@ def as_element(spec: SymmetrySpec, found: Assignment) -> GroupElement:
         {name: found.right.get(name, value).clone() for name, value in neutral.permutations.items()},
         neutral.log_scales,
         {name: found.flips.get(name, value).clone() for name, value in neutral.flips.items()},
+        {name: found.rotations.get(name, value).clone() for name, value in neutral.matrices.items()},
     )

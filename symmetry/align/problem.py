@@ -138,7 +138,8 @@ def weight_terms(
     acting = {name for term in terms for name in term.leaves}
     return Problem(
         tuple(terms),
-        tuple(space.name for space in spec.spaces if space.name in acting),
+        tuple(space.name for space in spec.permuted if space.name in acting),
         {name: outer for name, outer in spec.within.items() if name in acting},
         {factor.name: factor.space for factor in spec.factors if factor.kind == "sign"},
+        frozenset(factor.space for factor in spec.linear if factor.space in acting),
     )
