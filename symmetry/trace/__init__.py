@@ -11,7 +11,7 @@ from symmetry.spec import SymmetrySpec
 from symmetry.trace.axis_pass import AxisPass
 from symmetry.trace.derive import Derivation
 from symmetry.trace.export import export
-from symmetry.trace.rewrite import take_apart
+from symmetry.trace.rewrite import fold_numbers, take_apart
 from symmetry.trace.rules import rule_table
 
 __all__ = ["rule_table", "trace"]
@@ -39,6 +39,7 @@ def trace(
         TraceError: if the model cannot be exported or, in strict mode, an operation has no rule.
     """
     graph = export(model, example_inputs)
+    fold_numbers(graph)
     take_apart(graph)
     state = model.state_dict(keep_vars=True)
     canonical: dict[int, str] = {}

@@ -52,6 +52,7 @@ class AxisPass:
     activations: list[tuple[str, list[AxisNode]]] = field(default_factory=list)
     mixes: list[tuple[list[AxisNode], list[AxisNode]]] = field(default_factory=list)
     ruleless: set[str] = field(default_factory=set)
+    constants: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Walk every node once.
@@ -69,7 +70,10 @@ class AxisPass:
             self.values[name] = Value(dims)
         for name, shape in self.graph.constants.items():
             self.values[name] = Value([new_leaf(size, Reason("constant")) for size in shape])
+        self.constants = set(self.graph.constants)
         for node in self.graph.nodes:
+            if all(reference.name in self.constants for reference in references(node)):
+                self.constants.add(node.name)
             rule = rule_for(node.operation)
             self.values[node.name] = self.without_rule(node) if rule is None else rule.axes(self, node)
         for number, reference in enumerate(self.graph.outputs):
@@ -91,12 +95,16 @@ class AxisPass:
 
     def without_rule(self, node: Node, text: str = "has no rule") -> Value | tuple[Value | None, ...]:
         """Pin everything that an operation touches: sound, never complete."""
-        if self.strict:
+        if self.strict and not all(reference.name in self.constants for reference in references(node)):
             where = f" at {node.source}" if node.source else ""
             raise TraceError(
                 f"{node.operation} (node {node.name}){where} {text}; trace with strict=False to pin the axes it touches"
             )
         self.ruleless.add(node.name)
+        if all(reference.name in self.constants for reference in references(node)):
+            # Masks, positions and tables computed on the way: nothing that a parameter could act on is lost.
+            made = tuple(None if shape is None else self.fresh(shape, Reason("constant")) for shape in node.shapes)
+            return made if node.several else made[0] or Value([])
         reason = Reason("operation", operation=node.operation, node=node.name, text=text, source=node.source)
         for reference in references(node):
             found = self.values[reference.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -70,6 +71,10 @@ class Derivation:
                 if role in roles:
                     module, _, last = tensor.rpartition(".")
                     whole = role in ("out", "unit") and module and last in ("weight", "bias")
+                    # The cells of torch's recurrent networks: weight_ih_l0, bias_hh_l1_reverse.
+                    cell = re.fullmatch(r"(?:weight|bias)_(?:ih|hh)((?:_l\d+)?(?:_reverse)?)", last)
+                    if cell and role in ("out", "unit"):
+                        module, whole = ".".join(part for part in (module, cell[1].strip("_")) if part), True
                     for leaf in leaves(axis):
                         yield leaf, module if whole else f"{tensor}.{dim}"
 
@@ -220,7 +225,7 @@ class Derivation:
 
     def _block(self, variable: Variable) -> list[AxisNode]:
         """The leaves of the block that a variable belongs to, in order."""
-        choices = itertools.product(*(cut(axis) for axis in self.walk.tensors[variable.tensor]))
+        choices = itertools.product(*(cut(axis, ones=True) for axis in self.walk.tensors[variable.tensor]))
         return [leaf for part in next(itertools.islice(choices, variable.block, None)) for leaf in part]
 
     def _rank(self, variable: Variable) -> tuple[int, int, int]:

@@ -29,14 +29,19 @@ __all__ = ["Cell", "GaugePass", "GaugeValue", "LinearPass", "cut"]
 Leaves = tuple[AxisNode, ...]
 
 
-def cut(node: AxisNode) -> list[Leaves]:
-    """The concatenation-free blocks of a frozen axis, each as its leaves."""
+def cut(node: AxisNode, ones: bool = False) -> list[Leaves]:
+    """The concatenation-free blocks of a frozen axis, each as its leaves.
+
+    Args:
+        node: the axis.
+        ones: whether leaves of size 1 are listed: a spec counts them, but nothing differs along them.
+    """
     node = root(node)
     if node.kind == "leaf":
-        return [(node,)]
+        return [(node,)] if ones or node.size > 1 else [()]
     if node.kind == "concat":
-        return [block for child in node.children for block in cut(child)]
-    return [sum(choice, ()) for choice in itertools.product(*(cut(child) for child in node.children))]
+        return [block for child in node.children for block in cut(child, ones)]
+    return [sum(choice, ()) for choice in itertools.product(*(cut(child, ones) for child in node.children))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +128,14 @@ class GaugePass:
             self.common_variables.append(Variable(tensor, number))
             units: list[tuple[Expression, ...]] = []
             position = 0
-            for part in self.choice(dims, place):
+            for dim, spot in zip(dims, place, strict=True):
                 row = []
-                for leaf in part:
-                    variable = Variable(tensor, number, position)
-                    position += 1
-                    row.append({variable: Fraction(1)} if leaf.size > 1 else {})
+                for leaf in cut(dim, ones=True)[spot]:
                     if leaf.size > 1:
+                        variable = Variable(tensor, number, position)
+                        row.append({variable: Fraction(1)})
                         self.unit_variables.setdefault(leaf, []).append(variable)
+                    position += 1
                 units.append(tuple(row))
             cells[place] = Cell(common, tuple(units))
         value = GaugeValue(dims, cells)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from symmetry.trace.export import Graph, Node, Ref
 
-__all__ = ["take_apart", "view_groups"]
+__all__ = ["fold_numbers", "permuted_places", "take_apart", "view_groups"]
 
 Groups: TypeAlias = list[tuple[list[int], list[int]]]
 
@@ -22,6 +22,13 @@ VIEWS = {
     for name in (
         "view.default", "reshape.default", "_unsafe_view.default", "unsqueeze.default", "squeeze.dims", "squeeze.dim",
         "squeeze.default", "flatten.using_ints",
+    )
+}  # fmt: skip
+MOVES = VIEWS | {
+    f"aten.{name}"
+    for name in (
+        "permute.default", "transpose.int", "t.default", "expand.default", "slice.Tensor", "select.int", "cat.default",
+        "clone.default", "contiguous.default", "alias.default", "detach.default", "repeat.default",
     )
 }  # fmt: skip
 COPIES = {f"aten.{name}.default" for name in ("clone", "contiguous", "detach", "alias")}
@@ -115,6 +122,12 @@ class _Rewriter:
                 if at == dim:
                     yield [(user, dim)]
                     continue
+            elif user.operation == "aten.slice.Tensor":
+                at = int(user.args[1] if len(user.args) > 1 else 0) % len(shape)
+                if at == dim and len(user.args) < 5:
+                    yield [(user, dim)]
+                    continue
+                where = dim if at != dim else None
             elif user.operation in COPIES:
                 where = dim
             elif user.operation in ("aten.permute.default", "aten.transpose.int", "aten.t.default"):
@@ -137,26 +150,25 @@ class _Rewriter:
         for path in paths:
             *steps, (end, at) = path
             gone.update(step.name for step, _ in steps)
-            for name, number in self._selected(end):
+            for name, first, count in self._selected(end, at):
                 made = _Chain(f"{name}.apart", source)
                 if merged != self.shapes[source.name]:
                     made.add("aten.view.default", (merged,), merged)
-                cut = (*merged[:dim], rest, *merged[dim + 1 :])
-                made.add("aten.slice.Tensor", (dim, number * rest, (number + 1) * rest), cut)
-                whole = (*new[:dim], 1, *new[dim + 1 :])
+                cut = (*merged[:dim], count * rest, *merged[dim + 1 :])
+                made.add("aten.slice.Tensor", (dim, first * rest, (first + count) * rest), cut)
+                whole = (*new[:dim], count, *new[dim + 1 :])
                 made.add("aten.view.default", (whole,), whole)
-                for step, _ in steps:
+                for number, (step, _) in enumerate(steps):
                     after = list(self.shapes[step.name])
-                    tracked = path[[s for s, _ in path].index(step) + 1][1]
-                    after[tracked] = 1
-                    view = step.operation in VIEWS
-                    made.add(
-                        "aten.view.default" if view else step.operation,
-                        (tuple(after),) if view else step.args[1:],
-                        tuple(after),
-                    )
+                    after[path[number + 1][1]] = count
+                    args = (tuple(after),) if step.operation in VIEWS else step.args[1:]
+                    operation = "aten.view.default" if step.operation in VIEWS else step.operation
+                    made.add(operation, args, tuple(after))
                 last = made.nodes[-1].shapes[0] or ()
-                made.add("aten.select.int", (at, 0), (*last[:at], *last[at + 1 :]), name)
+                if end.operation == "aten.slice.Tensor":
+                    made.add("aten.alias.default", (), last, name)
+                else:
+                    made.add("aten.select.int", (at, 0), (*last[:at], *last[at + 1 :]), name)
                 made.nodes = [replace(item, source=node.source) for item in made.nodes]
                 fresh[name] = made.nodes
             if end.operation == "aten.unbind.int":
@@ -169,12 +181,16 @@ class _Rewriter:
                 self.shapes[item.name] = item.shapes[0] or ()
                 self.graph.users.setdefault(item.name, 1)
 
-    def _selected(self, end: Node) -> list[tuple[str, int]]:
-        """The names of the selected values and which entry each is."""
+    def _selected(self, end: Node, at: int) -> list[tuple[str, int, int]]:
+        """The names of the selected values, the first entry of each and how many."""
+        size = self.shapes[end.args[0].name][at]
+        if end.operation == "aten.unbind.int":
+            return [(user.name, int(user.args[1]), 1) for user in self.users.get(end.name, [])]
         if end.operation == "aten.select.int":
-            size = self.shapes[end.args[0].name][int(end.args[1]) % len(self.shapes[end.args[0].name])]
-            return [(end.name, int(end.args[2]) % size)]
-        return [(user.name, int(user.args[1])) for user in self.users.get(end.name, [])]
+            return [(end.name, int(end.args[2]) % size, 1)]
+        start, stop = (*end.args[2:4], None, None)[:2]
+        first = 0 if start is None else min(max(int(start) + size * (int(start) < 0), 0), size)
+        return [(end.name, first, self.shapes[end.name][at])]
 
 
 @dataclass
@@ -200,6 +216,52 @@ def _references(value: Any) -> Iterator[Ref]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _references(item)
+
+
+def fold_numbers(graph: Graph) -> None:
+    """Rewrite a graph in place: whoever reads a piece of a constant that is one number everywhere gets its own.
+
+    The initial states of all layers of a recurrent network are slices of one tensor of zeros; the layers' units have
+    nothing else in common, and would be tied by it.
+    """
+    numbers: dict[str, float] = dict.fromkeys(graph.zeros, 0.0)
+    shapes = {node.name: node.shapes[0] for node in graph.nodes if not node.several} | graph.constants
+    nodes: list[Node] = []
+
+    def own(value: Any, user: str) -> Any:
+        if isinstance(value, Ref) and value.name in numbers:
+            name = f"{user}.number{len(nodes)}"
+            shape = tuple(shapes[value.name] or ())
+            nodes.append(Node(name, "aten.full.default", (shape, numbers[value.name]), {}, (shape,), False, ""))
+            graph.users[name] = 1
+            return Ref(name)
+        if isinstance(value, tuple):
+            return tuple(own(item, user) for item in value)
+        return {key: own(item, user) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+    for node in graph.nodes:
+        read = {reference.name for reference in _references((node.args, dict(node.kwargs)))}
+        number = _number(node)
+        if node.operation in MOVES and not node.several and read and read <= set(numbers):
+            found = {numbers[name] for name in read}
+            number = found.pop() if len(found) == 1 else None
+        if number is not None and node.shapes[0] is not None:
+            numbers[node.name] = number
+            nodes.append(node)
+        else:
+            made = replace(node, args=own(node.args, node.name), kwargs=own(dict(node.kwargs), node.name))
+            nodes.append(made)
+    graph.nodes = nodes
+
+
+def _number(node: Node) -> float | None:
+    """The number that a constant has everywhere."""
+    name = node.operation.removeprefix("aten.").split(".")[0]
+    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
+        return 0.0 if "zeros" in name else 1.0
+    place = {"full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}.get(name)
+    given = None if place is None else node.args[place]
+    return float(given) if isinstance(given, int | float) else None
 
 
 def take_apart(graph: Graph) -> None:
