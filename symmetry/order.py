@@ -20,7 +20,6 @@ from torch import Tensor
 from symmetry.action import leaf_name, tensor_blocks
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError
-from symmetry.spaces import NeuronSpace
 from symmetry.spec import SymmetrySpec
 
 __all__ = ["path_length", "shortest_path", "smooth", "total_variation"]
@@ -45,7 +44,7 @@ def total_variation(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str 
         SpecError: if the state has other names or shapes or holds values that are not finite, or the space is unknown.
     """
     spec.check(state)
-    names = [found.name for found in _permuted(spec)]
+    names = [found.name for found in spec.permuted]
     if space is not None and space not in names:
         raise SpecError(f"space={space!r}: not permuted by the spec; expected one of {', '.join(names[:8]) or 'none'}")
     return sum(_variation(spec, state, name) for name in names if space in (None, name))
@@ -126,17 +125,13 @@ def shortest_path(distances: np.ndarray, solver: str = "numpy", seconds: float =
     return best if best[0] < best[-1] else best[::-1].copy()
 
 
-def _permuted(spec: SymmetrySpec) -> tuple[NeuronSpace, ...]:
-    return tuple(getattr(spec, "permuted", spec.spaces))
-
-
 def _arrays(element: GroupElement) -> dict[str, Any]:
     return {name: value for name, value in vars(element).items() if name != "spec"}
 
 
 def _families(spec: SymmetrySpec) -> Iterator[list[str]]:
     """Permuted spaces with those that lie within them, outer first."""
-    names = [space.name for space in _permuted(spec) if space.size > 1]
+    names = [space.name for space in spec.permuted if space.size > 1]
     family = {name: {name} for name in names}
     for inner in names:
         for outer in spec.within.get(inner, ()):

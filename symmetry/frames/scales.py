@@ -1,0 +1,391 @@
+"""Which positive scalings bring a network to a canonical gauge?
+
+A scaling adds to the logarithms of the weights' magnitudes: ``log|g theta| = log|theta| + A x``, exactly, with ``x``
+the log-scales of all factors and A known. This gives two steps.
+
+1. *Root.* The least-squares solution of ``log|theta| + A x = 0`` over all weights that are not zero (each block weighs
+   the same). It is linear, needs no order among factors that overlap, and takes every point of an orbit to one point:
+   ``x(g theta) = x(theta) - x_g`` up to log-scales that change nothing. Zeros stay zeros under scalings, so leaving
+   them out is exact, and a unit without a weight keeps ``x = 0``.
+2. *Gauge.* From that one point on, anything deterministic keeps the result canonical. ``unit``: in the order of the
+   data flow each factor makes the norm of the first weight that it touches 1 (of each unit: its incoming norm),
+   running variances plus epsilon 1 before that. ``balanced``: the smallest sum of squares on the orbit, which makes
+   incoming and outgoing norms equal (Kempf and Ness 1979; the balanced networks of Du, Hu and Lee 2018); where it could
+   vanish, as for a unit that nothing reads, the remaining norms are kept at 1. Units whose norm is zero stay at the
+   root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from symmetry.frames.parts import Groups, Part, PartSlot, invariant_parts, onto, reduce_to
+from symmetry.spec import Factor, SymmetrySpec
+
+__all__ = ["canonical_scales"]
+
+SETTLED = 1e-13
+MOST_SWEEPS = 50
+MOST_STEPS = 100
+LONGEST_STEP = 2.0
+
+
+def canonical_scales(spec: SymmetrySpec, parts: Sequence[Part], gauge: str) -> dict[str, Tensor]:
+    """Log-scales for every scale factor that bring a state to the canonical gauge.
+
+    Args:
+        spec: the spec.
+        parts: the state's parts.
+        gauge: ``unit`` or ``balanced``.
+    """
+    factors = [factor for factor in spec.factors if factor.kind == "scale"]
+    if not factors:
+        return {}
+    unknowns = _Unknowns(spec, factors)
+    touched = [_reduced(part) for part in invariant_parts(parts)]
+    x = _root(unknowns, touched)
+    for part in touched:
+        part.free_logs()
+    pivots = _Pivots(unknowns, touched, factors)
+    x = pivots.normalise(x) if gauge == "unit" else _balance(unknowns, touched, pivots, x)
+    return {factor.name: unknowns.view(x, factor.name).clone() for factor in factors}
+
+
+class _Unknowns:
+    """The log-scales of all factors, one vector."""
+
+    def __init__(self, spec: SymmetrySpec, factors: Sequence[Factor]) -> None:
+        self.shapes = {factor.name: spec.array_shape(factor.space) for factor in factors}
+        self.offsets: dict[str, tuple[int, int]] = {}
+        start = 0
+        for name, shape in self.shapes.items():
+            size = int(np.prod(shape, dtype=np.int64))
+            self.offsets[name] = (start, start + size)
+            start += size
+        self.size = start
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.size, dtype=torch.float64)
+
+    def view(self, x: Tensor, name: str) -> Tensor:
+        start, stop = self.offsets[name]
+        return x[start:stop].view(self.shapes[name])
+
+
+@dataclass(eq=False)
+class _Reduced:
+    """A part summed over the dimensions that no scaling indexes.
+
+    Args:
+        part: what it is from.
+        shape: sizes of the remaining dimensions.
+        slots: where scalings act, in the remaining dimensions.
+        counts: how many weights that are not zero each place has; a number where all places have equally many.
+        logs: summed logarithms of those.
+        squares: summed squares.
+        weight: so that each part weighs the same.
+    """
+
+    part: Part
+    shape: tuple[int, ...]
+    slots: tuple[PartSlot, ...]
+    counts: Tensor
+    logs: Tensor
+    squares: Tensor
+    weight: float
+
+    def free_logs(self) -> None:
+        """Forget what only the root needs."""
+        self.logs = self.counts = torch.zeros(())
+
+    @cached_property
+    def groups(self) -> set[str | None]:
+        """The spaces whose factors act here."""
+        return {slot.factor.space for slot in self.slots}
+
+    def spread(self, unknowns: _Unknowns, x: Tensor) -> list[Tensor]:
+        """The summand of each slot, broadcastable against the part."""
+        return [
+            slot.exponent * onto(unknowns.view(x, slot.factor.name), slot.dims, len(self.shape)) for slot in self.slots
+        ]
+
+    def scaled_squares(self, unknowns: _Unknowns, x: Tensor) -> Tensor:
+        """The summed squares after scaling."""
+        found = self.squares
+        for summand in self.spread(unknowns, x):
+            found = found * (2 * summand).exp()
+        return found
+
+    def gather(self, unknowns: _Unknowns, values: Tensor, into: Tensor) -> None:
+        """Add the transpose of ``spread``: for each slot the sums of values over all other dimensions."""
+        for slot in self.slots:
+            unknowns.view(into, slot.factor.name).add_(slot.exponent * reduce_to(values, slot.dims, self.shape))
+
+
+def _reduced(part: Part) -> _Reduced:
+    used = sorted({dim for slot in part.scales for dim in slot.dims})
+    place = {dim: index for index, dim in enumerate(used)}
+    shape = tuple(part.values.shape[dim] for dim in used)
+    slots = tuple(PartSlot(s.factor, tuple(place[dim] for dim in s.dims), s.exponent) for s in part.scales)
+    magnitudes = part.values.abs()
+    alive = magnitudes > 0
+    counts = reduce_to(alive.to(torch.float64), used)
+    if counts.numel() and bool((counts == counts.flatten()[0]).all()):
+        counts = counts.flatten()[0].reshape([1] * len(shape))
+    logs = reduce_to(torch.where(alive, magnitudes, 1.0).log(), used)
+    squares = reduce_to(part.values.square(), used)
+    return _Reduced(part, shape, slots, counts, logs, squares, 1.0 / max(part.values.numel(), 1))
+
+
+def _root(unknowns: _Unknowns, parts: Sequence[_Reduced]) -> Tensor:
+    right, diagonal = unknowns.zeros(), unknowns.zeros()
+    for part in parts:
+        part.gather(unknowns, -part.weight * part.logs, right)
+        _add_diagonal(unknowns, part, part.weight * part.counts, diagonal)
+
+    def normal(x: Tensor) -> Tensor:
+        result = unknowns.zeros()
+        for part in parts:
+            if part.counts.numel() == 1:
+                # All counts are equal: each summand is a broadcast vector, and sums of it need no full array.
+                for summand in part.spread(unknowns, x):
+                    part.gather(unknowns, part.weight * float(part.counts) * summand, result)
+            else:
+                total = sum(part.spread(unknowns, x), torch.zeros([1] * len(part.shape), dtype=torch.float64))
+                part.gather(unknowns, part.weight * part.counts * total, result)
+        return result
+
+    # A second solve on what is left makes up for digits lost in the first.
+    x = _conjugate_gradients(normal, right, diagonal)
+    return x + _conjugate_gradients(normal, right - normal(x), diagonal)
+
+
+def _add_diagonal(unknowns: _Unknowns, part: _Reduced, values: Tensor, into: Tensor) -> None:
+    for slot in part.slots:
+        unknowns.view(into, slot.factor.name).add_(slot.exponent**2 * reduce_to(values, slot.dims, part.shape))
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    right: Tensor,
+    diagonal: Tensor,
+    project: Callable[[Tensor], Tensor] = lambda vector: vector,
+    tolerance: float = 1e-15,
+    most: int = 2000,
+) -> Tensor:
+    """Solve a positive semi-definite system whose right side lies in its range; nothing of the null space is added.
+
+    Args:
+        product: the system.
+        right: its right side.
+        diagonal: its diagonal, as preconditioner.
+        project: onto the subspace that the solution is sought in.
+        tolerance: on the residual, relative to the right side.
+        most: steps.
+    """
+    inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(1e-300), 0.0)
+
+    def precondition(vector: Tensor) -> Tensor:
+        return project(inverse * project(vector))
+
+    x, residual = torch.zeros_like(right), right * (diagonal > 0)
+    direction = precondition(residual)
+    size = float(residual @ direction)
+    goal, best, stale = tolerance**2 * size, size, 0
+    for _ in range(most):
+        if size <= goal or stale > 20:
+            break
+        image = product(direction)
+        curvature = float(direction @ image)
+        # What rounding leaves of a direction that changes nothing must not be divided by.
+        if curvature <= 1e-13 * float(direction.square() @ diagonal):
+            break
+        step = size / curvature
+        x = x + step * direction
+        residual = residual - step * image
+        preconditioned = precondition(residual)
+        before, size = size, float(residual @ preconditioned)
+        direction = preconditioned + size / before * direction
+        stale = 0 if size < 0.5 * best else stale + 1
+        best = min(best, size)
+    return x
+
+
+@dataclass(frozen=True)
+class _Pivot:
+    """The factors of one space, and for as many of them as can be: whose norm is made 1.
+
+    Args:
+        factors: names of the factors.
+        places: for each pivot its part and the dimensions that index the units.
+        exponents: for each pivot the exponents of all factors there; shape (pivots, factors).
+        fixed: how many of the pivots, the first ones, are running variances.
+    """
+
+    factors: tuple[str, ...]
+    places: tuple[tuple[_Reduced, tuple[int, ...]], ...]
+    exponents: np.ndarray
+    fixed: int
+
+
+class _Pivots:
+    """For every space, which norms its factors make 1."""
+
+    def __init__(self, unknowns: _Unknowns, parts: Sequence[_Reduced], factors: Sequence[Factor]) -> None:
+        self.unknowns = unknowns
+        self.groups = Groups.of(factors, "scale")
+        self.parts = sorted(parts, key=_priority)
+        chosen = [(self._choose(space), space) for space in self.groups.members]
+        chosen.sort(key=lambda item: min((part.part.rank for part, _ in item[0].places), default=()))
+        self.chosen = [pivot for pivot, _ in chosen]
+        self.spaces = [space for _, space in chosen]
+
+    def _choose(self, space: str | None) -> _Pivot:
+        members = tuple(factor.name for factor in self.groups.members[space])
+        places: list[tuple[_Reduced, tuple[int, ...]]] = []
+        rows: list[list[float]] = []
+        fixed = 0
+        for part in self.parts:
+            if len(places) == len(members):
+                break
+            if space not in part.groups:
+                continue
+            for dims, row in self.groups.rows(space, part.slots).items():
+                if np.linalg.matrix_rank(np.array([*rows, row])) > len(rows):
+                    places.append((part, dims))
+                    rows.append(row)
+                    fixed += part.part.offset
+        return _Pivot(members, tuple(places), np.array(rows).reshape(len(rows), len(members)), fixed)
+
+    def normalise(self, x: Tensor, only_fixed: bool = False) -> Tensor:
+        """Make all pivots' norms 1, space by space along the data flow, again until nothing moves."""
+        for _ in range(MOST_SWEEPS):
+            largest = 0.0
+            for pivot in self.chosen:
+                places = pivot.places[: pivot.fixed] if only_fixed else pivot.places
+                if not places:
+                    continue
+                logs = torch.stack(
+                    [_log_norms(part.scaled_squares(self.unknowns, x), dims, part.shape) for part, dims in places]
+                )
+                solution = torch.from_numpy(np.linalg.pinv(pivot.exponents[: len(places)]))
+                step = -torch.tensordot(solution, logs, 1)
+                x = x.clone()
+                for name, change in zip(pivot.factors, step, strict=True):
+                    self.unknowns.view(x, name).add_(change)
+                largest = max(largest, float(step.abs().max()))
+            if largest < SETTLED:
+                break
+        return x
+
+
+def _priority(part: _Reduced) -> tuple[int, tuple[int, ...]]:
+    """Running variances, then weights, then vectors; in the order of the data flow."""
+    weight = part.part.kind.endswith(".weight") or part.part.kind in ("parameter", "product")
+    return (0 if part.part.offset else 1 if weight and not part.part.buffer else 2, part.part.rank)
+
+
+def _log_norms(squares: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    sums = reduce_to(squares, dims, shape)
+    return torch.where(sums > 0, 0.5 * sums.clamp_min(1e-300).log(), 0.0)
+
+
+def _balance(unknowns: _Unknowns, parts: Sequence[_Reduced], pivots: _Pivots, x: Tensor) -> Tensor:
+    """Newton's method on half the sum of squares of the parameters, a convex function of the log-scales."""
+    x = pivots.normalise(x, only_fixed=True)
+    parts = [part for part in parts if not part.part.buffer]
+    projections = [
+        (pivot.factors, torch.from_numpy(np.eye(len(pivot.factors)) - np.linalg.pinv(rows) @ rows))
+        for pivot in pivots.chosen
+        if pivot.fixed
+        for rows in [pivot.exponents[: pivot.fixed]]
+    ]
+
+    def project(vector: Tensor) -> Tensor:
+        """Leave running variances as they are."""
+        vector = vector.clone()
+        for names, matrix in projections:
+            stacked = torch.tensordot(matrix, torch.stack([unknowns.view(vector, name) for name in names]), 1)
+            for name, values in zip(names, stacked, strict=True):
+                unknowns.view(vector, name).copy_(values)
+        return vector
+
+    pull = project(_pull(unknowns, parts, pivots, dict(projections)))
+    still = torch.zeros([1], dtype=torch.float64)
+
+    def value(at: Tensor) -> float:
+        return float(sum((0.5 * p.scaled_squares(unknowns, at).sum() for p in parts), still.sum()) - pull @ at)
+
+    current = value(x)
+    for _ in range(MOST_STEPS):
+        squares = [part.scaled_squares(unknowns, x) for part in parts]
+        gradient, diagonal = -pull, unknowns.zeros()
+        for part, scaled in zip(parts, squares, strict=True):
+            part.gather(unknowns, scaled, gradient)
+            _add_diagonal(unknowns, part, 2 * scaled, diagonal)
+        gradient = project(gradient)
+
+        def hessian(vector: Tensor, squares: Sequence[Tensor] = tuple(squares)) -> Tensor:
+            result = unknowns.zeros()
+            vector = project(vector)
+            for part, scaled in zip(parts, squares, strict=True):
+                total = sum(part.spread(unknowns, vector), torch.zeros([1] * len(part.shape), dtype=torch.float64))
+                part.gather(unknowns, 2 * scaled * total, result)
+            return project(result)
+
+        step = _conjugate_gradients(hessian, -gradient, diagonal, project, 1e-3, 200)
+        length = float(step.abs().max())
+        if not length > SETTLED:
+            break
+        step = step * min(1.0, LONGEST_STEP / length)
+        slope = float(step @ gradient)
+        for _ in range(40):
+            reached = value(x + step)
+            # Rounding decides near the minimum: there the full step is right.
+            if reached <= current + 1e-4 * slope or length < 1e-6:
+                break
+            step, slope = step / 2, slope / 2
+        x, current = x + step, reached
+    return x
+
+
+def _pull(
+    unknowns: _Unknowns,
+    parts: Sequence[_Reduced],
+    pivots: _Pivots,
+    projections: Mapping[tuple[str, ...], Tensor],
+) -> Tensor:
+    """A linear term for units whose squares alone have no minimum: it keeps the norms of what touches them at 1."""
+    pull = unknowns.zeros()
+    for space, pivot in zip(pivots.spaces, pivots.chosen, strict=True):
+        free = projections.get(pivot.factors)
+        rows: list[np.ndarray] = []
+        alive: list[Tensor] = []
+        for part in parts:
+            for dims, row in pivots.groups.rows(space, part.slots).items():
+                rows.append(np.array(row) if free is None else free.numpy() @ np.array(row))
+                alive.append(reduce_to(part.squares, dims, part.shape) > 0)
+        if not rows:
+            continue
+        patterns, which = torch.stack(alive).reshape(len(alive), -1).unique(dim=1, return_inverse=True)
+        for number, pattern in enumerate(patterns.T.tolist()):
+            present = np.array([row for row, is_alive in zip(rows, pattern, strict=True) if is_alive])
+            if len(present) and not _bounded(present):
+                mine = (which == number).reshape(alive[0].shape).to(torch.float64)
+                for name, amount in zip(pivot.factors, present.sum(0), strict=True):
+                    unknowns.view(pull, name).add_(amount * mine)
+    return pull
+
+
+def _bounded(rows: np.ndarray) -> bool:
+    """Whether no direction shrinks some of the rows and grows none (then a minimum exists: Stiemke's lemma)."""
+    directions = rows.shape[1]
+    found = linprog(rows.sum(0), A_ub=rows, b_ub=np.zeros(len(rows)), bounds=[(-1, 1)] * directions)
+    return bool(found.fun > -1e-9)
