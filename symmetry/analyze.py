@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from symmetry.action import TensorBlock, leaf_name, tensor_blocks
-from symmetry.spec import SymmetrySpec
+from symmetry.spec import SymmetrySpec, approximate, digits
 
 __all__ = ["SpaceReport", "SymmetryReport", "analyze"]
 
@@ -88,18 +88,10 @@ class SymmetryReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON value; the orders of permutation groups are strings, since they do not fit a double."""
         found = asdict(self)
-        found["permutation_order"] = str(self.permutation_order)
+        found["permutation_order"] = digits(self.permutation_order)
         for space in found["spaces"]:
-            space["permutations"] = str(space["permutations"])
+            space["permutations"] = digits(space["permutations"])
         return found
-
-
-def approximate(order: int) -> str:
-    """An exact integer if it is short, a power of ten otherwise."""
-    if order < 10**12:
-        return f"{order:,}"
-    exponent = math.log10(order) if order < 10**300 else (order.bit_length() - 1) * math.log10(2)
-    return f"about 10^{exponent:.1f}"
 
 
 def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -214,7 +215,7 @@ class SymmetrySpec:
     def __repr__(self) -> str:
         return (
             f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, "
-            f"permutations {self.permutation_order:,}, {self.sign_bits} sign bits, "
+            f"permutations {approximate(self.permutation_order)}, {self.sign_bits} sign bits, "
             f"{self.scale_dimension} scale dimensions, {self.linear_dimension} linear and {self.orthogonal_dimension} "
             f"orthogonal dimensions, {len(self.pinned)} pinned)"
         )
@@ -389,6 +390,19 @@ class SymmetrySpec:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(f"not the JSON of a spec: {type(error).__name__}: {error}") from error
+
+
+def approximate(order: int) -> str:
+    """An exact integer if it is short, a power of ten otherwise."""
+    if order < 10**12:
+        return f"{order:,}"
+    exponent = math.log10(order) if order < 10**300 else (order.bit_length() - 1) * math.log10(2)
+    return f"about 10^{exponent:.1f}"
+
+
+def digits(order: int) -> str:
+    """All digits of an integer; Python refuses to write out those of more than 4,300."""
+    return str(Decimal(order))
 
 
 def _record(value: Any) -> dict[str, Any]:

@@ -98,8 +98,9 @@ class GaugePass:
         graph = self.axes.graph
         made: dict[str, GaugeValue] = {}
         for name, tensor in graph.tensors.items():
+            # Tied weights have a placeholder for each of their names, and not every one is read.
             if tensor not in made:
-                made[tensor] = self._variables(tensor, graph.users[name] > 0)
+                made[tensor] = self._variables(tensor, self._uses(tensor) > 0)
             self.values[name] = made[tensor]
         for name in itertools.chain(graph.inputs, graph.constants):
             neutral = self.constant(self.axes.value(Ref(name)).dims)
