@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -185,6 +185,7 @@ def load(
     *,
     activation: str | None = None,
     key: str | None = None,
+    example_inputs: Sequence[Any] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint file; nothing in it is ever run.
 
@@ -199,6 +200,8 @@ def load(
             and is run.
         activation: the function between linear layers, where names and shapes tell the rest.
         key: where in a torch file the state dict is, where it has no usual name; parts joined by ``/``.
+        example_inputs: for the graph in an ONNX file, one for each of its inputs, where the sizes in the file are not
+            enough; an integer without axes is fixed to what is given.
 
     Raises:
         CheckpointError: for anything that is not such a file, with the file, the tensor, the reason and what to do.
@@ -206,8 +209,10 @@ def load(
     file = Path(path)
     if sum(given is not None for given in (architecture, factory, activation)) > 1:
         raise CheckpointError("architecture=, factory= and activation= exclude each other", file=file, hint="give one")
-    raw = read(file, key)
+    raw = read(file, key, example_inputs)
     file = raw.source.path
+    if example_inputs is not None and raw.source.kind != "onnx":
+        raise CheckpointError("example_inputs= is for ONNX files", file=file, hint="a factory gives its own")
     try:
         if factory is not None:
             found: Architecture | None = FactoryArchitecture(factory)

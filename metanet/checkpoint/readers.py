@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from metanet.checkpoint.hf_folder import INDEXES, is_hf_folder, read_hf_folder
 from metanet.checkpoint.keras_file import HDF5_START, WEIGHTS_MEMBER, read_keras_h5, read_keras_zip
 from metanet.checkpoint.limits import READABLE, file_size
 from metanet.checkpoint.npz_file import is_npz, read_npz
+from metanet.checkpoint.onnx import looks_like_onnx, read_onnx
 from metanet.checkpoint.safetensors_file import looks_like_safetensors, read_safetensors
 from metanet.checkpoint.sb3_file import POLICY, read_sb3
 from metanet.checkpoint.script_file import is_script, read_script
@@ -50,12 +53,13 @@ def find_weights(folder: Path) -> Path:
     return files[0]
 
 
-def read(path: Path, key: str | None = None) -> Raw:
+def read(path: Path, key: str | None = None, inputs: Sequence[Any] | None = None) -> Raw:
     """The tensors in ``path``.
 
     Args:
         path: a file, or a folder: one of the Hugging Face Hub, or one that holds a single file.
         key: where the state dict is inside a torch file.
+        inputs: example inputs for the graph in an ONNX file.
 
     Raises:
         CheckpointError: for anything that is no checkpoint, with the reason.
@@ -79,10 +83,18 @@ def read(path: Path, key: str | None = None) -> Raw:
                 return read_torch(file, path, size, key)
             if path.suffix == ".safetensors" or looks_like_safetensors(start, size):
                 return read_safetensors(file, path, size)
+            known = any(start.startswith(magic) for magic, _ in OTHERS)
+            if not known and (path.suffix == ".onnx" or _is_onnx(file, size)):
+                return read_onnx(file, path, size, inputs)
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror or error})", file=path, hint="check the path") from None
     what = next((what for magic, what in OTHERS if start.startswith(magic)), "no checkpoint of a known format")
     raise CheckpointError(f"is {what}", file=path, hint=READABLE)
+
+
+def _is_onnx(file: BinaryIO, size: int) -> bool:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return looks_like_onnx(data, size)
 
 
 def _read_zip(file: BinaryIO, path: Path, size: int, key: str | None) -> Raw:

@@ -16,6 +16,7 @@ from metanet.checkpoint.architecture import Architecture
 from metanet.checkpoint.hf_folder import write_hf_folder
 from metanet.checkpoint.keras_file import write_keras_h5, write_keras_zip
 from metanet.checkpoint.npz_file import write_npz
+from metanet.checkpoint.onnx import write_onnx
 from metanet.checkpoint.safetensors_file import write_safetensors
 from metanet.checkpoint.sb3_file import write_sb3
 from metanet.checkpoint.script_file import write_script
@@ -34,6 +35,7 @@ LIKE_ORIGINAL: Mapping[str, Callable[[Path, Mapping[str, Tensor], Path], None]] 
         "torchscript": write_script,
         "keras-h5": write_keras_h5,
         "keras-zip": write_keras_zip,
+        "onnx": write_onnx,
     }
 )
 

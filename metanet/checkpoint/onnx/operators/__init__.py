@@ -1,0 +1,1 @@
+"""How is each ONNX operator computed with torch? One module per class of operator, one small function each."""
