@@ -8,7 +8,7 @@ has changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from symmetry.align.assignment import Assignment
 from symmetry.align.problem import Problem, Term
 from symmetry.align.steps import solve_family, solve_sign, solve_space
 
-__all__ = ["best_matching", "descend", "finish_signs", "first_matching", "random_matching"]
+__all__ = ["best_matching", "complete_matching", "descend", "first_matching", "random_matching"]
 
 MOST_STEPS = 200
 
@@ -50,10 +50,16 @@ def sites_of(problem: Problem) -> list[str]:
     return [*problem.inside, *problem.other_signs]
 
 
-def first_matching(problem: Problem, order: Sequence[str]) -> Assignment:
-    """Visit every coordinate once, as soon as something about it can be compared; the rest keeps its place."""
-    state = Assignment(problem)
-    pending = list(order)
+def first_matching(problem: Problem, order: Sequence[str], known: Assignment | None = None) -> Assignment:
+    """Visit every coordinate once, as soon as something about it can be compared; the rest keeps its place.
+
+    Args:
+        problem: what is matched.
+        order: of the visits.
+        known: what is matched already and stays.
+    """
+    state = Assignment(problem) if known is None else replace(known, problem=problem)
+    pending = [site for site in order if not _known(state, site)]
     while pending:
         for site in pending:
             if all(state.knows(outer) for outer in problem.within.get(site, ())) and _visit(state, site):
@@ -81,12 +87,12 @@ def random_matching(problem: Problem, generator: torch.Generator) -> Assignment:
     return state
 
 
-def descend(state: Assignment, frozen: bool = False) -> None:
+def descend(state: Assignment, frozen: Collection[str] = ()) -> None:
     """Solve coordinate after coordinate until none gets better; the similarity never falls.
 
     Args:
         state: changed in place.
-        frozen: keep all units where they are and choose signs only.
+        frozen: spaces whose units stay where they are; only their signs are chosen.
     """
     problem = state.problem
     tolerance = problem.scale * max((torch.finfo(term.left.dtype).eps for term in problem.terms), default=0.0)
@@ -110,15 +116,23 @@ def descend(state: Assignment, frozen: bool = False) -> None:
             break
 
 
-def finish_signs(problem: Problem, state: Assignment) -> Assignment:
-    """The signs that fit the weights best, the units standing where they stand."""
+def complete_matching(problem: Problem, units: Assignment) -> Assignment:
+    """Units that were matched elsewhere (by their activations) stay; signs, rotations and other spaces fit the weights.
+
+    Args:
+        problem: of the weights.
+        units: matched units of some spaces.
+    """
     alone = _Apart(problem.terms, problem.spaces, problem.within, problem.signs, problem.rotations)
-    result = replace(state, problem=alone, flips={})
-    for factor in problem.signs:
-        _keep(result, factor)
-    descend(result, frozen=True)
-    result.problem = problem
-    return result
+    known = Assignment(alone, {name: value for name, value in units.right.items() if name in problem.occurrences})
+    kept = frozenset(known.right)
+    for factor, space in problem.signs.items():
+        if space in kept:
+            _keep(known, factor)
+    state = first_matching(alone, sites_of(alone), known)
+    descend(state, kept)
+    state.problem = problem
+    return state
 
 
 class _Apart(Problem):
@@ -154,13 +168,13 @@ def _improve(state: Assignment, site: str, touching: dict[str, list[Term]], tole
     children = problem.children.get(site, ())
     terms = list({id(term): term for name in (site, *children) for term in touching[name]}.values())
     if not children and not any(term.leaves.count(site) > 1 for term in terms):
-        return (solve_space(state, site, frozen) or 0.0) > tolerance
+        return (solve_space(state, site, site in frozen) or 0.0) > tolerance
     # Not linear in this coordinate (it occurs twice in a term, or inner spaces share terms): take the step if it helps.
     before, trial = state.similarity(terms), state.copy()
     if children:
         solve_family(trial, site, children)
     else:
-        solve_space(trial, site, frozen)
+        solve_space(trial, site, site in frozen)
     if trial.similarity(terms) <= before + tolerance:
         return False
     state.right, state.left, state.flips, state.rotations = trial.right, trial.left, trial.flips, trial.rotations

@@ -71,9 +71,7 @@ def _ascend(state: Assignment, point: Relaxed, soft: Sequence[str]) -> Relaxed:
         for space in soft:
             slope = _gradient(state, point, terms, space)
             goal[space] = _best_vertex(slope)
-            gap += sum(
-                float((slope.sums[key] * (goal[space][key] - point[space][key])).sum()) for key in slope.sums
-            )
+            gap += sum(float((slope.sums[key] * (goal[space][key] - point[space][key])).sum()) for key in slope.sums)
         if gap <= GAP * problem.scale:
             break
         values = [_value(state, _between(point, goal, float(step)), terms) for step in steps]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from symmetry.align.activations import activation_matching
 from symmetry.align.assignment import Assignment
-from symmetry.align.descent import best_matching
+from symmetry.align.descent import best_matching, complete_matching
+from symmetry.align.frank_wolfe import frank_wolfe_matching
 from symmetry.align.gauge import balanced_gauge
 from symmetry.align.problem import weight_terms
 from symmetry.elements import GroupElement
@@ -39,7 +41,15 @@ def align(
     generator = generator or torch.Generator().manual_seed(0)
     left, right = balanced_gauge(spec, reference), balanced_gauge(spec, state)
     problem = weight_terms(spec, spec.act(left, reference), spec.act(right, state))
-    found, _ = best_matching(problem, starts, generator)
+    if method == "activations":
+        if model is None or inputs is None:
+            raise SpecError("method='activations' needs model and inputs: the module, and a tuple of its arguments")
+        units = activation_matching(spec, reference, state, model, inputs, starts, generator)
+        found = complete_matching(problem, units)
+    elif method == "frank_wolfe":
+        found, _ = frank_wolfe_matching(problem, starts, generator)
+    else:
+        found, _ = best_matching(problem, starts, generator)
     return ~left @ as_element(spec, found) @ right
 
 
