@@ -1,8 +1,8 @@
 """What tells the units of a network apart, however they are numbered?
 
-Colour refinement with numbers in place of colours (Weisfeiler and Leman 1968): each unit's features are updated from the
-weights that touch it and the features at their other ends, until no more units can be told apart. Fixed axes, whose
-positions are known to the outside world, start from fixed generic numbers. A space that matrices act on has no units
+Colour refinement with numbers in place of colours (Weisfeiler and Leman 1968): each unit's features are updated from
+the weights that touch it and the features at their other ends, until no more units can be told apart. Fixed axes,
+whose positions are known to the outside world, start from fixed generic numbers. A space that matrices act on has no units
 that could have features of their own: it carries vectors, made linearly by the blocks that take M and read by those
 that take its inverse transpose, so what arrives behind it does not depend on the matrix.
 """
@@ -79,15 +79,10 @@ def contract(
     operands.sort(key=lambda item: -item[0])
     output = "" if target is None else "".join(letters[dim] for dim in part.dims(target))
     if not operands:
-        return (
-            torch.einsum(f"{''.join(letters)}->{output}", values).unsqueeze(-1).expand(*_sizes(part, target), CHANNELS)
-        )
+        summed = torch.einsum(f"{''.join(letters)}->{output}", values)
+        return summed.unsqueeze(-1).expand(*summed.shape, CHANNELS)
     equation = ",".join(["".join(letters), *(subscript for _, subscript, _ in operands)])
     return torch.einsum(f"{equation}->{output}Z", values, *(operand for _, _, operand in operands))
-
-
-def _sizes(part: Part, target: int | None) -> list[int]:
-    return [] if target is None else [part.values.shape[dim] for dim in part.dims(target)]
 
 
 def vectors(parts: Sequence[Part], features: Features, values: Callable[[Part], Tensor]) -> Vectors:

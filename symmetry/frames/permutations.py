@@ -1,9 +1,9 @@
 """In which order do a network's units stand in its canonical form?
 
-Units are sorted by features that do not depend on their numbering (:mod:`symmetry.frames.colours`). Where two units have
-the same features, one of them is singled out and the features are refined again (McKay and Piperno 2014), so that ties
-in several spaces are broken consistently. Units with equal weights throughout need no breaking: any order of them gives
-the same weights.
+Units are sorted by features that do not depend on their numbering (:mod:`symmetry.frames.colours`). Where two units
+have the same features, one of them is singled out and the features are refined again (McKay and Piperno 2014), so that
+ties in several spaces are broken consistently. Units with equal weights throughout need no breaking: any order of them
+gives the same weights.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def canonical_permutations(spec: SymmetrySpec, parts: Sequence[Part], tolerance:
     element = spec.identity()
     found = dict(element.permutations)
     for name in sorted(found, key=lambda space: len(spec.within.get(space, ()))):
-        order = labels[name].argsort(-1, stable=True)
+        order = labels[name].argsort(stable=True, dim=-1)
         # The units inside are sorted where they are now; their outer units have new places by then.
         found[name] = GroupElement(spec, found, element.log_scales, element.flips).carry(name, order)
     return found

@@ -138,9 +138,12 @@ class _Solver:
         nothing = torch.zeros(self.settled[place[0]].rows.shape[1:], dtype=torch.float64)
         if sums is None:
             return nothing, nothing
-        magnitudes = {name: value.abs() for name, value in self.features.items()}
-        sizes = contract(part, values.abs(), target, magnitudes, {key: value.abs() for key, value in carried.items()})
-        assert sizes is not None  # noqa: S101  # the same vectors are there
+        if part.matrices:
+            # Sums of magnitudes would depend on the matrices; the statistic itself does not.
+            sizes = sums.square().mean(tuple(range(sums.ndim - 1)), keepdim=True).sqrt().expand(sums.shape)
+        else:
+            magnitudes = {name: value.abs() for name, value in self.features.items()}
+            sizes = contract(part, values.abs(), target, magnitudes) if sums.numel() else sums  # type: ignore[assignment]
         best = torch.where(sizes > 0, sums.abs() / sizes.clamp_min(1e-300), 0.0).argmax(-1, keepdim=True)
         return sums.gather(-1, best).squeeze(-1), sizes.gather(-1, best).squeeze(-1)
 
