@@ -11,6 +11,7 @@ from torch import Tensor
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError
 from symmetry.frames.colours import refine
+from symmetry.frames.matrices import canonical_matrix
 from symmetry.frames.parts import make_parts
 from symmetry.frames.permutations import canonical_permutations
 from symmetry.frames.scales import canonical_scales
@@ -45,8 +46,10 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
         raise SpecError(f"gauge={gauge!r}: unknown; expected one of {', '.join(GAUGES)}")
     coarse = any(value.is_floating_point() and torch.finfo(value.dtype).bits < 64 for value in state.values())
     tolerance = 1e-4 if coarse else 1e-8
-    at = {name: value.detach().to("cpu", torch.float64) if value.is_floating_point() else value.detach().to("cpu")
-          for name, value in _share(state).items()}
+    at = {
+        name: value.detach().to("cpu", torch.float64 if value.is_floating_point() else value.dtype)
+        for name, value in state.items()
+    }
     total = neutral = spec.identity()
 
     def then(element: GroupElement) -> None:
@@ -62,8 +65,9 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
         then(replace(neutral, flips=canonical_signs(spec, parts, features, tolerance)))
     if spec.permuted:
         then(replace(neutral, permutations=canonical_permutations(spec, make_parts(spec, at), tolerance)))
+    settled: set[str] = set()
+    for factor in spec.linear:
+        matrix = canonical_matrix(spec, make_parts(spec, at), factor, settled, gauge, 1e-2 * tolerance)
+        then(replace(neutral, matrices={**neutral.matrices, factor.space: matrix}))
+        settled.add(factor.space)
     return total
-
-
-def _share(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return state

@@ -2,9 +2,9 @@
 
 Colour refinement with numbers in place of colours (Weisfeiler and Leman 1968): each unit's features are updated from
 the weights that touch it and the features at their other ends, until no more units can be told apart. Fixed axes,
-whose positions are known to the outside world, start from fixed generic numbers. A space that matrices act on has no units
-that could have features of their own: it carries vectors, made linearly by the blocks that take M and read by those
-that take its inverse transpose, so what arrives behind it does not depend on the matrix.
+whose positions are known to the outside world, start from fixed generic numbers. A space that matrices act on has no
+units that could have features of their own: it carries vectors, made linearly by the blocks that take M and read by
+those that take its inverse transpose, so what arrives behind it does not depend on the matrix.
 """
 
 from __future__ import annotations

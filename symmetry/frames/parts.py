@@ -15,7 +15,7 @@ from symmetry.action import leaf_name, tensor_blocks
 from symmetry.errors import SpecError
 from symmetry.spec import Factor, SymmetrySpec
 
-__all__ = ["Groups", "Part", "PartSlot", "invariant_parts", "make_parts", "onto", "reduce_to"]
+__all__ = ["Groups", "Part", "PartSlot", "invariant_parts", "make_parts", "onto", "product", "reduce_to"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def invariant_parts(parts: Sequence[Part]) -> list[Part]:
         single = [(part, here[id(part)][0]) for part in found if len(here[id(part)]) == 1]
         found = [part for part in found if not here[id(part)]]
         found += [
-            _product(one, first, other, second)
+            product(one, first, other, second)
             for one, first in single
             for other, second in single
             if (one.matrices[first], other.matrices[second]) == (False, True)
@@ -234,7 +234,7 @@ def _norm(part: Part) -> Part:
     )
 
 
-def _product(one: Part, first: int, other: Part, second: int) -> Part:
+def product(one: Part, first: int, other: Part, second: int) -> Part:
     """Sum over a shared space; the spaces that it lies within stay, once."""
     letters = [chr(ord("a") + dim) for dim in range(len(one.names))]
     theirs = [chr(ord("A") + dim) for dim in range(len(other.names))]
