@@ -164,9 +164,12 @@ def _act_on(
         if mine:
             logs, flips = _multiplier(spec, block, mine)
             factor = torch.where(flips, -logs.exp(), logs.exp()).to(tensor.device)
-            wide = values.to(torch.promote_types(values.dtype, torch.float64))
-            wide = wide * factor if offset is None else (wide + offset) * factor - offset
-            values = wide
+            if offset is None:
+                # One rounding of the factor and one of the product: no better in float64, and half as fast.
+                wide = torch.promote_types(values.dtype, torch.float32)
+                values = values.to(wide) * factor.to(wide)
+            else:
+                values = (values.to(torch.float64) + offset) * factor - offset
         block.write(result, values.to(tensor.dtype))
     return result
 
