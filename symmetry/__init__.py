@@ -2,6 +2,17 @@
 
 from symmetry import testing
 from symmetry.action import act
+from symmetry.align import (
+    Barrier,
+    Universe,
+    WidthMatching,
+    align,
+    align_many,
+    barrier,
+    interpolate,
+    match_widths,
+    repair,
+)
 from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
@@ -14,6 +25,7 @@ from symmetry.verify import Verification, verify
 __all__ = [
     "Atom",
     "Axis",
+    "Barrier",
     "Concat",
     "Factor",
     "Fixed",
@@ -27,9 +39,17 @@ __all__ = [
     "SymmetrySpec",
     "TensorInfo",
     "TraceError",
+    "Universe",
     "Verification",
+    "WidthMatching",
     "act",
+    "align",
+    "align_many",
     "analyze",
+    "barrier",
+    "interpolate",
+    "match_widths",
+    "repair",
     "rule_table",
     "smooth",
     "testing",

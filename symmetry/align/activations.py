@@ -1,7 +1,7 @@
 """Which units of two networks answer alike to the same inputs? Matching by the correlation of activations.
 
-Li et al., Convergent learning (2015); Ainsworth et al., Git Re-Basin (2023), section 3.1. The values that units are read
-from are found in the exported graph of any model (:mod:`symmetry.align.values`); standardised, they are terms like
+Li et al., Convergent learning (2015); Ainsworth et al., Git Re-Basin (2023), section 3.1. The values that units are
+read from are found in the exported graph of any model (:mod:`symmetry.align.values`); standardised, they are terms like
 weights are, so that signs, heads and units inside heads are matched by the same steps.
 """
 

@@ -1,4 +1,4 @@
-"""Which matching makes two networks most similar, if all spaces move at once? Frank-Wolfe on doubly stochastic matrices.
+"""Which matching makes two networks most similar, if all spaces move at once? Frank-Wolfe on relaxed permutations.
 
 Crisostomi et al., C2M3: Cycle-consistent multi-model merging (2024), section 3. Permutations are relaxed to doubly
 stochastic matrices, signed ones to their signed counterpart: the gradient of the similarity is one matrix of inner

@@ -109,7 +109,8 @@ def weight_terms(
 
     Args:
         spec: of the left network, and of the right one unless ``right_spec`` is given.
-        left, right: their states.
+        left: state of the left network, without its gauge.
+        right: of the right one.
         right_spec: of the right network, where widths differ; blocks and leaves correspond by position.
     """
     spaces = {space.name for space in spec.spaces}
@@ -119,7 +120,7 @@ def weight_terms(
             for slot in factor.slots:
                 slots.setdefault((slot.tensor, slot.block), []).append((factor.name, slot.leaf))
     dtype = torch.float32
-    for name, info in spec.tensors.items():
+    for name in spec.tensors:
         if left[name].dtype == torch.float64 or right[name].dtype == torch.float64:
             dtype = torch.float64
     terms = []

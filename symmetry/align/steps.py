@@ -1,4 +1,4 @@
-"""Given everything else, how is one space matched best? One assignment problem, with its signs, and what lies inside it.
+"""Given everything else, how is one space matched best? By one assignment, with its signs and what lies inside it.
 
 The similarity is linear in one space's matching, so the best one is an assignment problem on the matrix of inner
 products of units: exact. A unit's sign is free where a sign factor says so: then a pair is worth the best of its signs.

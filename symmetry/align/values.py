@@ -78,8 +78,8 @@ class Probe:
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise TraceError(
-                f"{type(model).__name__} cannot be exported on these inputs: {type(error).__name__}: {text}; give inputs "
-                "as the model takes them"
+                f"{type(model).__name__} cannot be exported on these inputs: {type(error).__name__}: {text}; give "
+                "inputs as the model takes them"
             ) from error
         finally:
             logger.setLevel(level)
