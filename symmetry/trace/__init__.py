@@ -10,11 +10,11 @@ from torch import nn
 from symmetry.spec import SymmetrySpec
 from symmetry.trace.axis_pass import AxisPass
 from symmetry.trace.derive import Derivation
-from symmetry.trace.export import export
+from symmetry.trace.export import Graph, export
 from symmetry.trace.rewrite import fold_numbers, take_apart
 from symmetry.trace.rules import rule_table
 
-__all__ = ["rule_table", "trace"]
+__all__ = ["derive", "rule_table", "trace"]
 
 
 def trace(
@@ -38,7 +38,11 @@ def trace(
     Raises:
         TraceError: if the model cannot be exported or, in strict mode, an operation has no rule.
     """
-    graph = export(model, example_inputs)
+    return derive(export(model, example_inputs), model, strict, frozen_buffers)
+
+
+def derive(graph: Graph, model: nn.Module, strict: bool = False, frozen_buffers: bool = False) -> SymmetrySpec:
+    """Derive the group from operations that are exported already; see :func:`trace`. The graph is used up."""
     fold_numbers(graph)
     take_apart(graph)
     state = model.state_dict(keep_vars=True)

@@ -71,7 +71,7 @@ def new_leaf(size: int, reason: Reason | None = None) -> AxisNode:
 def new_product(factors: Sequence[AxisNode]) -> AxisNode:
     """The row-major product of axes; a single factor is returned as it is.
 
-    Factors of 1 are left out: a product of one axis with ones is that axis, and could otherwise become a part of itself.
+    Factors of 1 are left out: a product of one axis with ones is that axis, and could else become a part of itself.
     """
     factors = [factor for factor in factors if factor.size > 1] or list(factors[:1])
     if len(factors) == 1:

@@ -188,7 +188,7 @@ class _Rewriter:
             return [(user.name, int(user.args[1]), 1) for user in self.users.get(end.name, [])]
         if end.operation == "aten.select.int":
             return [(end.name, int(end.args[2]) % size, 1)]
-        start, stop = (*end.args[2:4], None, None)[:2]
+        start = end.args[2] if len(end.args) > 2 else None
         first = 0 if start is None else min(max(int(start) + size * (int(start) < 0), 0), size)
         return [(end.name, first, self.shapes[end.name][at])]
 
