@@ -62,7 +62,7 @@ class OnnxArchitecture(Architecture):
         object.__setattr__(self, "_examples", {})
         wanted = runtime_inputs(plan.model.graph)
         if inputs is None:
-            fixed = {value.name: _choice(plan.model.graph, value) for value in wanted if _is_choice(value)}
+            fixed = {value.name: _choice(plan, value) for value in wanted if _is_choice(value)}
             given = None
         else:
             fixed, given = _split(wanted, inputs)
@@ -171,21 +171,20 @@ def _is_choice(value: Input) -> bool:
     return value.shape == () and value.kind in DTYPES and not DTYPES[value.kind].is_floating_point
 
 
-def _choice(graph: Graph, value: Input) -> np.ndarray[Any, Any]:
+def _choice(plan: Plan, value: Input) -> np.ndarray[Any, Any]:
     """What to fix such an input to: the number that the graph compares it with, else one."""
     kind = torch.empty(0, dtype=DTYPES[value.kind]).numpy().dtype
-    for node in graph.nodes:
-        if node.operator == "Equal" and value.name in node.inputs:
-            other = next((name for name in node.inputs if name != value.name), "")
-            for found in _values(graph, other):
-                return np.asarray(found, kind)
+    constants = plan.constants_of(plan.model.graph)
+    same = {value.name}
+    for node in plan.model.graph.nodes:
+        if node.operator in ("Reshape", "Gather", "Cast", "Identity", "Squeeze", "Unsqueeze") and node.inputs[0] in same:
+            same.update(node.outputs)
+        if node.operator == "Equal" and same.intersection(node.inputs):
+            for name in node.inputs:
+                known = constants[name].value if name in constants else None
+                if known is not None and known.size == 1:
+                    return np.asarray(known.reshape(-1)[0], kind)
     return np.asarray(1, kind)
-
-
-def _values(graph: Graph, name: str) -> Iterator[Any]:
-    record = graph.initializers.get(name)
-    if record is not None and record.kind == 7 and record.shape in ((), (1,)) and record.data.get(7):
-        yield record.data[7][0].value
 
 
 def _split(wanted: list[Input], inputs: Sequence[Any]) -> tuple[dict[str, np.ndarray[Any, Any]], tuple[Tensor, ...]]:
@@ -212,10 +211,10 @@ def _example(value: Input, batch: int, size: int, high: int) -> Tensor:
             f"input '{clean(value.name, 80)}' has no type or shape that can be made up",
             hint="give example inputs with example_inputs=, one for each input of the file",
         )
-    shape = [
-        n if isinstance(n, int) else batch if i == 0 or "batch" in n.lower() else size
-        for i, n in enumerate(value.shape)
-    ]
+    # The first size that is left open is the number of examples, wherever it stands.
+    rows = next((i for i, n in enumerate(value.shape) if isinstance(n, str)), -1)
+    batched = {i for i, n in enumerate(value.shape) if i == rows or (isinstance(n, str) and "batch" in n.lower())}
+    shape = [n if isinstance(n, int) else batch if i in batched else size for i, n in enumerate(value.shape)]
     if int(np.prod([float(n) for n in shape])) > MAX_INPUT:
         raise CheckpointError(f"input '{clean(value.name, 80)}' has the size {shape}", hint="give example inputs")
     generator = torch.Generator().manual_seed(0)

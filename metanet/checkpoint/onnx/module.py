@@ -90,7 +90,8 @@ class Run:
         """A value as known numbers."""
         if isinstance(value, np.ndarray):
             return value
-        if torch.compiler.is_compiling():
+        if type(value) not in (Tensor, nn.Parameter):
+            # A tensor without values: torch is tracing.
             raise CheckpointError(
                 f"{node} takes a shape or axis that depends on the input's values",
                 hint="export the model with fixed sizes",
@@ -132,12 +133,9 @@ class Run:
         return (start + step * np.arange(count)).astype(kind)
 
     def static_cast(self, x: np.ndarray[Any, Any], kind: torch.dtype) -> Any:
-        """Known numbers in another type; bfloat16, which NumPy does not have, stays float32."""
-        wide = {torch.bfloat16: torch.float32}.get(kind, kind)
-        try:
-            return x.astype(torch.empty(0, dtype=wide).numpy().dtype)
-        except TypeError:
-            return torch.tensor(x).to(kind)
+        """Known numbers in another type; one that NumPy does not have stays float32."""
+        name = str(kind).removeprefix("torch.")
+        return x.astype(name if hasattr(np, name) or name == "bool" else np.float32)
 
     def graph_of(self, node: Node, name: str) -> Graph:
         """A graph among a node's attributes."""
@@ -186,7 +184,7 @@ class Run:
         except CheckpointError:
             raise
         except _FAILURES as error:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or torch.compiler.is_exporting():
                 raise
             shapes = ", ".join(str(list(getattr(value, "shape", []))) for value in inputs)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -24,6 +24,11 @@ __all__ = ["Constant", "Plan", "make_plan"]
 
 # Tables of integers up to this length are shapes, indices and axes; longer ones hold what was learned or quantised.
 LONG_TABLE = 64
+# Operators whose tensors are parameters even where they have one element.
+LAYERS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization", "LayerNormalization",
+     "GroupNormalization", "RMSNormalization", "LSTM", "GRU", "RNN", "PRelu")
+)  # fmt: skip
 PARAMETER, BUFFER, STATIC = "parameter", "buffer", "static"
 
 
@@ -220,9 +225,9 @@ def _role(constant: Constant) -> str:
     if not record.shape or elements == 0:
         return STATIC
     if elements == 1:
-        # One number in arithmetic is a constant of the formula, unless it is added or a layer's own.
-        needed = any(rule is None or not rule.pointwise or node.operator == "Add" for node, _, rule in rules)
-        if not constant.is_initializer or not needed:
+        # One number in arithmetic is a constant of the formula, unless it is a layer's own, or added as a bias is.
+        added = constant.is_initializer and any(rule is None or node.operator == "Add" for node, _, rule in rules)
+        if not added and not any(node.operator in LAYERS for node, _ in constant.uses):
             return STATIC
     if rules and all(rule is not None and place in rule.buffers for _, place, rule in rules):
         return BUFFER

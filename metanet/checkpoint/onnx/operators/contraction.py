@@ -81,6 +81,7 @@ def transposed_convolution(run: Any, node: Node, x: Tensor, weight: Tensor, bias
         wanted = node.attributes.get("output_shape") or [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
         for i, (size, target) in enumerate(zip(whole, wanted[-rank:], strict=True)):
             begin[i], end[i] = same_pads(size - target, lower=auto != b"SAME_UPPER")
+            end[i] -= max(target - size, 0)
     elif pads:
         begin, end = pads[:rank], pads[rank:]
     group = node.attributes.get("group", 1)

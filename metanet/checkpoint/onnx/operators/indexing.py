@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from metanet.checkpoint.onnx.operators.pointwise import in_type
 from metanet.checkpoint.onnx.proto import Node
 from metanet.checkpoint.onnx.registry import operator
 from metanet.errors import CheckpointError
@@ -16,7 +17,7 @@ from metanet.errors import CheckpointError
 
 def _wrapped(index: Tensor, size: int) -> Tensor:
     """Negative indices count from the end."""
-    index = index.to(torch.int64)
+    index = in_type(index, torch.int64)
     return torch.where(index < 0, index + size, index)
 
 
@@ -30,14 +31,10 @@ def gather(run: Any, node: Node, x: Any, index: Any) -> Any:
         wrapped = np.where(index < 0, index + x.shape[axis], index)
         places = torch.tensor(wrapped)
     else:
-        places = (
-            index.to(torch.int64)
-            if axis == 0 and x.is_floating_point() and x.ndim == 2
-            else _wrapped(index, x.shape[axis])
-        )
-    if axis == 0 and x.ndim == 2 and x.is_floating_point() and isinstance(index, Tensor):
-        # A look-up table: an embedding, whose indices are not negative in any exporter's graphs.
-        return functional.embedding(_wrapped(places, x.shape[0]), x)
+        places = _wrapped(index, x.shape[axis])
+        if axis == 0 and x.ndim == 2 and x.is_floating_point():
+            # Rows of a table: an embedding.
+            return functional.embedding(places, x)
     picked = x.index_select(axis, places.reshape(-1))
     return picked.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from metanet.checkpoint.onnx.proto import Node
 from metanet.checkpoint.onnx.registry import operator
+from metanet.errors import CheckpointError
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs, "Neg": torch.neg, "Ceil": torch.ceil, "Floor": torch.floor, "Round": torch.round,
@@ -38,7 +39,9 @@ def identity(run: Any, node: Node, x: Any) -> Any:
 
 
 @operator("Dropout", static=(1, 2))
-def dropout(run: Any, node: Node, x: Tensor, *_: Any) -> Any:
+def dropout(run: Any, node: Node, x: Tensor, ratio: Any = None, training: Any = None) -> Any:
+    if training is not None and training.any() and (ratio is None or ratio.any()):
+        raise CheckpointError(f"{node} is in training mode", hint="export the model in inference mode")
     # In inference nothing is dropped; the mask is all true.
     return (x, torch.ones_like(x, dtype=torch.bool)) if len(node.outputs) > 1 else x
 
@@ -132,6 +135,11 @@ def _divide(a: Any, b: Any) -> Any:
     return torch.div(_tensor(a, b), b, rounding_mode="trunc") if whole else a / b
 
 
+def in_type(x: Tensor, kind: torch.dtype) -> Tensor:
+    """``x`` in a type; where it has it already, no operation is recorded."""
+    return x if x.dtype == kind else x.to(kind)
+
+
 def _tensor(value: Any, like: Any) -> Tensor:
     """``value`` as a tensor, in the type of ``like``."""
     return value if isinstance(value, Tensor) else torch.full((), value, dtype=like.dtype)
@@ -161,7 +169,7 @@ for _name, _pair in {
 def power(run: Any, node: Node, a: Any, b: Any) -> Tensor:
     result = torch.pow(a, b)
     # The result has the type of the base, whatever that of the exponent.
-    return result.to(a.dtype) if isinstance(a, Tensor) else result
+    return in_type(result, a.dtype) if isinstance(a, Tensor) else result
 
 
 @operator("Mod", pointwise=True)
@@ -206,11 +214,11 @@ def where(run: Any, node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tens
 def cast(run: Any, node: Node, x: Any, like: Any = None) -> Any:
     if like is not None:
         kind = run.as_tensor(like).dtype
-        return run.as_tensor(x).to(kind)
+        return in_type(run.as_tensor(x), kind)
     kind = run.dtype(node.attributes["to"], node)
     if isinstance(x, np.ndarray):
         return run.static_cast(x, kind)
     if x.is_floating_point() and kind == torch.uint8:
         # What lies outside the range is not defined by ONNX; through int64 it is at least the same everywhere.
         return x.to(torch.int64).to(kind)
-    return x.to(kind)
+    return in_type(x, kind)

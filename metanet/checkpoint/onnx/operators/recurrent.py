@@ -161,6 +161,12 @@ def _run(
     time, batch = x.shape[0], x.shape[1]
     hidden = r.shape[-1]
     directions = w.shape[0]
+    for start in starts:
+        if start is not None and tuple(start.shape) != (directions, batch, hidden):
+            raise CheckpointError(
+                f"{node} starts from a state of shape {list(start.shape)}, expected {[directions, batch, hidden]}",
+                hint="give inputs of the shapes that the model expects",
+            )
     functions = _activations(node, kind.defaults, directions)
     limit = _lengths(run, node, lengths, time, batch)
     backward = [node.attributes.get("direction", b"forward") == b"reverse", True]

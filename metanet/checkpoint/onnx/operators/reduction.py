@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanet.checkpoint.onnx.operators.pointwise import in_type
 from metanet.checkpoint.onnx.operators.shape import axes_of
 from metanet.checkpoint.onnx.proto import Node
 from metanet.checkpoint.onnx.registry import operator
@@ -39,24 +40,14 @@ def _enter(name: str, reduce: Reduction) -> None:
     @operator(name, static=(1,))
     def compute(run: Any, node: Node, x: Tensor, axes: Any = None) -> Tensor:
         chosen = axes_of(node, axes)
-        if not chosen:
-            if node.attributes.get("noop_with_empty_axes", 0):
-                # No axis at all: each element is reduced alone.
-                return (
-                    x
-                    if name.endswith(("Sum", "Mean", "Max", "Min", "Prod")) and "Log" not in name
-                    else reduce(x.unsqueeze(-1), [-1], False)
-                )
-            chosen = list(range(x.ndim))
-        if not chosen:
-            chosen, x = [-1], x.unsqueeze(-1)
-            return reduce(x, chosen, False)
-        kind = x.dtype
-        if kind == torch.bool:
-            return (x.any if name == "ReduceMax" else x.all)(
-                dim=tuple(chosen), keepdim=bool(node.attributes.get("keepdims", 1))
-            )
-        return reduce(x, sorted({axis % x.ndim for axis in chosen}), bool(node.attributes.get("keepdims", 1))).to(kind)
+        keep = bool(node.attributes.get("keepdims", 1))
+        if not chosen and (x.ndim == 0 or node.attributes.get("noop_with_empty_axes", 0)):
+            # No axis at all: each element is reduced alone.
+            return reduce(x.unsqueeze(-1), [-1], False)
+        along = sorted({axis % x.ndim for axis in chosen or range(x.ndim)})
+        if x.dtype == torch.bool:
+            return (x.any if name == "ReduceMax" else x.all)(dim=tuple(along), keepdim=keep)
+        return in_type(reduce(x, along, keep), x.dtype)
 
 
 for _name, _reduction in REDUCTIONS.items():

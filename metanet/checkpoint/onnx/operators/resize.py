@@ -30,7 +30,7 @@ def _places(transform: str, count: int, size: int, scale: float, roi: tuple[floa
         case "pytorch_half_pixel":
             return (x + 0.5) / scale - 0.5 if count > 1 else x * 0
         case "align_corners":
-            return x * (size - 1) / (count - 1) if count > 1 else x * 0
+            return x * (size - 1) / (length - 1) if length != 1 else x * 0
         case "asymmetric":
             return x / scale
         case "tf_crop_and_resize":
@@ -71,11 +71,11 @@ def _mixture(mode: str, places: Array, size: int, scale: float, a: float, outsid
     base = np.floor(places)
     result = np.zeros((len(places), size))
     total = np.zeros(len(places))
-    for step in range(-reach + (0 if antialias else 1), reach + 1):
+    for step in range(-reach, reach + 2):
         neighbour = base + step
         weight = _curve(mode, (places - neighbour) / stretch, a)
         inside = (neighbour >= 0) & (neighbour <= size - 1)
-        if outside or antialias:
+        if outside:
             weight = np.where(inside, weight, 0.0)
         total += weight
         np.add.at(result, (np.arange(len(places)), np.clip(neighbour, 0, size - 1).astype(int)), weight)
@@ -96,6 +96,7 @@ def _native(x: Tensor, node: Node, mode: str, transform: str, sizes: list[int], 
         and plain
     ):
         return functional.interpolate(x, size=sizes[2:], mode="nearest")
+    plain = plain and 1 not in sizes[2:]
     if mode == "linear" and rank == 2 and plain and transform in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         return functional.interpolate(x, size=sizes[2:], mode="bilinear", align_corners=transform == "align_corners")
     return None

@@ -177,8 +177,9 @@ def depth_to_space(run: Any, node: Node, x: Tensor) -> Tensor:
 def space_to_depth(run: Any, node: Node, x: Tensor) -> Tensor:
     block = node.attributes["blocksize"]
     batch, channels, height, width = x.shape
-    y = x.reshape(batch, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
-    return y.reshape(batch, channels * block**2, height // block, width // block)
+    y = x.reshape(batch, channels, height // block, block, width // block, block)
+    order = (0, 3, 5, 1, 2, 4) if node.attributes.get("mode", b"DCR") == b"DCR" else (0, 1, 3, 5, 2, 4)
+    return y.permute(order).reshape(batch, channels * block**2, height // block, width // block)
 
 
 @operator("ConstantOfShape", static=(0,))
