@@ -16,6 +16,7 @@ from symmetry.align import (
 from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
+from symmetry.frames import canonicalize, gauge_distance
 from symmetry.order import smooth, total_variation
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
@@ -46,6 +47,8 @@ __all__ = [
     "align",
     "align_many",
     "analyze",
+    "canonicalize",
+    "gauge_distance",
     "barrier",
     "interpolate",
     "match_widths",

@@ -18,7 +18,7 @@ from symmetry.frames.scales import canonical_scales
 from symmetry.frames.signs import canonical_signs
 from symmetry.spec import SymmetrySpec
 
-__all__ = ["GAUGES", "canonicalize"]
+__all__ = ["GAUGES", "canonicalize", "gauge_distance"]
 
 GAUGES = ("unit", "balanced")
 
@@ -30,8 +30,10 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
     each on what the one before has left: scalings (:mod:`symmetry.frames.scales`), signs, the order of units, and
     matrices. Computed in float64 on the CPU, whatever the dtype of the state.
 
-    Limits: where two units that are not interchangeable have the same features to rounding, or a statistic vanishes to
-    rounding, the form may jump. Weights below 16 bits of precision, moved by a scaling, no longer lie on one orbit.
+    Limits. Where two units that are not interchangeable have the same features up to rounding, or a statistic vanishes
+    up to rounding, the form may jump. Along spaces of matrices, blocks that are zero where others are read through
+    further open spaces (dead value heads of grouped-query attention) leave a part undetermined. At reduced precision a
+    state that was moved by scalings or matrices lies near its orbit, not on it; the forms agree to that precision.
 
     Args:
         spec: the spec of the architecture.
@@ -66,8 +68,51 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
     if spec.permuted:
         then(replace(neutral, permutations=canonical_permutations(spec, make_parts(spec, at), tolerance)))
     settled: set[str] = set()
-    for factor in spec.linear:
-        matrix = canonical_matrix(spec, make_parts(spec, at), factor, settled, gauge, 1e-2 * tolerance)
+    pending = list(spec.linear)
+    while pending:
+        # First what its blocks determine; settled spaces then help to determine the others.
+        parts = make_parts(spec, at)
+        for factor in pending:
+            matrix, determined = canonical_matrix(spec, parts, factor, settled, gauge, 1e-2 * tolerance)
+            if determined:
+                break
+        else:
+            factor = pending[0]
+            matrix, _ = canonical_matrix(spec, parts, factor, settled, gauge, 1e-2 * tolerance)
         then(replace(neutral, matrices={**neutral.matrices, factor.space: matrix}))
         settled.add(factor.space)
+        pending.remove(factor)
     return total
+
+
+def gauge_distance(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "unit") -> dict[str, float]:
+    """How far a state is from its canonical form, one number per factor: 0 where it stands in the canonical gauge.
+
+    Returns:
+        By ``"kind name"``: for ``scale`` the root mean square of the log-scales that lead there, for ``sign`` the share
+        of flips, for ``permutation`` the share of units that move, for ``linear`` and ``orthogonal`` the Frobenius norm
+        of M - 1 over the square root of n (root mean square over copies).
+
+    Args:
+        spec: the spec of the architecture.
+        state: the network.
+        gauge: see :func:`canonicalize`.
+
+    Raises:
+        SpecError: as :func:`canonicalize`.
+    """
+    element = canonicalize(spec, state, gauge)
+    found: dict[str, float] = {}
+    for space in spec.permuted:
+        moved = element.permutations[space.name] != torch.arange(space.size)
+        found[f"permutation {space.name}"] = float(moved.to(torch.float64).mean())
+    for factor in spec.factors:
+        if factor.kind == "scale":
+            distance = element.log_scales[factor.name].square().mean().sqrt()
+        else:
+            distance = element.flips[factor.name].to(torch.float64).mean()
+        found[f"{factor.kind} {factor.name}"] = float(distance)
+    for linear in spec.linear:
+        off = element.matrices[linear.space] - torch.eye(linear.size, dtype=torch.float64)
+        found[f"{linear.kind} {linear.space}"] = float((off.square().sum((-2, -1)) / linear.size).mean().sqrt())
+    return found

@@ -41,7 +41,7 @@ def canonical_matrix(
     settled: set[str],
     gauge: str,
     tolerance: float,
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     """The matrices of one factor that bring a state to the canonical gauge; all but later matrices are canonical.
 
     Args:
@@ -53,7 +53,7 @@ def canonical_matrix(
         tolerance: singular values below this, relative to the largest, count as zero.
 
     Returns:
-        Shape (*outer, n, n), float64.
+        Shape (*outer, n, n), float64; and whether the blocks determine them.
     """
     shape = spec.array_shape(factor.space)
     open_parts = [(part, _open(part, settled)) for part in parts]
@@ -61,19 +61,27 @@ def canonical_matrix(
     clean = [part for part, dims in mine if len(dims) == 1]
     every = clean if len(clean) == len(mine) else None
     found = torch.empty(int(np.prod(shape[:-1], dtype=np.int64)), factor.size, factor.size, dtype=torch.float64)
+    determined = True
+
+    def full(columns: np.ndarray, rows: np.ndarray) -> bool:
+        if factor.kind == "orthogonal":
+            return _rank(np.concatenate([columns, rows], 1), tolerance) == factor.size
+        return factor.size in (_rank(columns, tolerance), _rank(rows, tolerance))
+
     for copy in range(len(found)):
         columns, rows = _stack(clean, factor, copy)
-        if max(_rank(columns, tolerance), _rank(rows, tolerance)) < factor.size and every is None:
+        if every is None and not full(columns, rows):
             every = _through([part for part, _ in open_parts], factor.space, settled)
         readers = rows
         if every is not None:
             columns, rows = _stack(every, factor, copy)
             readers = _stack([part for part, _ in mine], factor, copy, twice=False)[1]
+        determined &= full(columns, rows)
         if factor.kind == "orthogonal":
             found[copy] = _orthogonal(np.concatenate([columns, rows], 1), tolerance)
         else:
             found[copy] = _invertible(columns, rows.T, readers.T, gauge, tolerance)
-    return found.reshape(*shape, factor.size)
+    return found.reshape(*shape, factor.size), determined
 
 
 def _open(part: Part, settled: set[str]) -> list[int]:
@@ -175,7 +183,7 @@ def _invertible(columns: np.ndarray, rows: np.ndarray, readers: np.ndarray, gaug
     """M for A = ``columns`` (n x m) and B = ``rows`` (k x n); ``readers``: all rows, through open spaces too."""
     size = len(columns)
     if gauge == "balanced" and columns.shape[1] >= size and len(rows) >= size:
-        u, values, vt = np.linalg.svd(rows @ columns, full_matrices=False)
+        _, values, vt = np.linalg.svd(rows @ columns, full_matrices=False)
         if values[size - 1] > tolerance * values[0]:
             right = _separate(vt[:size].T, values[:size], tolerance)
             basis = columns @ right / np.sqrt(values[:size])
