@@ -177,7 +177,10 @@ def _choice(plan: Plan, value: Input) -> np.ndarray[Any, Any]:
     constants = plan.constants_of(plan.model.graph)
     same = {value.name}
     for node in plan.model.graph.nodes:
-        if node.operator in ("Reshape", "Gather", "Cast", "Identity", "Squeeze", "Unsqueeze") and node.inputs[0] in same:
+        if (
+            node.operator in ("Reshape", "Gather", "Cast", "Identity", "Squeeze", "Unsqueeze")
+            and node.inputs[0] in same
+        ):
             same.update(node.outputs)
         if node.operator == "Equal" and same.intersection(node.inputs):
             for name in node.inputs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ class Run:
                 return result
         if rule.either:
             return rule.function(self, node, *inputs)
-        given = []
+        given: list[Any] = []
         widest = max((value.ndim for value in inputs if isinstance(value, Tensor)), default=-1)
         for i, value in enumerate(inputs):
             if value is None or isinstance(value, list):
@@ -242,11 +242,11 @@ class OnnxModule(nn.Module):
         self.plan, self.fixed = plan, dict(fixed)
         generator = torch.Generator().manual_seed(seed)
         for constant in plan.stored:
-            owner: nn.Module = self
+            owner = nn.Module.get_submodule(self, "")
             for part in constant.path[:-1]:
                 if part not in owner._modules:
                     owner.add_module(part, _Folder())
-                owner = owner._modules[part] or owner
+                owner = owner.get_submodule(part)
             value = _initial(constant, generator)
             if constant.role == PARAMETER:
                 owner.register_parameter(constant.path[-1], nn.Parameter(value, value.is_floating_point()))
@@ -265,7 +265,7 @@ class OnnxModule(nn.Module):
 
     def tensor(self, constant: Constant) -> Tensor:
         """The parameter or buffer of a constant."""
-        found: Tensor = functools.reduce(getattr, constant.path, self)
+        found: Tensor = functools.reduce(getattr, constant.path, cast(Any, self))
         return found
 
     def forward(self, *inputs: Any) -> Any:

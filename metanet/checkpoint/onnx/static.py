@@ -76,8 +76,8 @@ def _modulo(run: Any, node: Node, a: Array, b: Array) -> Any:
 def _slice(
     run: Any, node: Node, x: Array, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Any:
-    begin = node.attributes.get("starts") if starts is None else starts.tolist()
-    stop = node.attributes.get("ends") if ends is None else ends.tolist()
+    begin: list[int] = node.attributes["starts"] if starts is None else starts.tolist()
+    stop: list[int] = node.attributes["ends"] if ends is None else ends.tolist()
     chosen = axes_of(node, axes) or list(range(len(begin)))
     strides = [1] * len(begin) if steps is None else steps.tolist()
     for axis, low, high, step in zip(chosen, begin, stop, strides, strict=True):

@@ -97,8 +97,8 @@ def split(run: Any, node: Node, x: Tensor, sizes: Any = None) -> tuple[Tensor, .
 def slice_(
     run: Any, node: Node, x: Tensor, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Any:
-    begin = node.attributes.get("starts") if starts is None else starts.tolist()
-    stop = node.attributes.get("ends") if ends is None else ends.tolist()
+    begin: list[int] = node.attributes["starts"] if starts is None else starts.tolist()
+    stop: list[int] = node.attributes["ends"] if ends is None else ends.tolist()
     chosen = axes_of(node, axes) or list(range(len(begin)))
     strides = [1] * len(begin) if steps is None else steps.tolist()
     for axis, low, high, step in zip(chosen, begin, stop, strides, strict=True):
