@@ -21,7 +21,7 @@ from symmetry.spaces import Atom, Axis, Fixed, blocks
 
 if TYPE_CHECKING:
     from symmetry.elements import GroupElement
-    from symmetry.spec import LinearSlot, Slot, SymmetrySpec
+    from symmetry.spec import LinearSlot, ShiftStep, Slot, SymmetrySpec
 
 __all__ = ["TensorBlock", "act", "multipliers", "tensor_blocks"]
 
@@ -98,14 +98,15 @@ def act(spec: SymmetrySpec, element: GroupElement, state: Mapping[str, Tensor]) 
         for name, permutation in element.permutations.items()
         if not bool((permutation == torch.arange(permutation.shape[-1])).all())
     }
-    turns = _active_matrices(element)
+    turns, shifts = _active_matrices(element), _active_shifts(element)
     done: dict[tuple[int, str], Tensor] = {}
     result = {}
     for name, tensor in state.items():
         source = spec.tensors[name].tied_to or name
         key = (id(tensor), source)
         if key not in done:
-            done[key] = _act_on(spec, element, source, tensor, slots.get(source, []), turns.get(source, []), moved)
+            tensor = _act_on(spec, element, source, tensor, slots.get(source, []), turns.get(source, []), moved)
+            done[key] = _shift(spec, source, tensor, shifts.get(source, []))
         result[name] = done[key]
     return result
 
@@ -119,7 +120,38 @@ def _active_slots(element: GroupElement) -> dict[str, list[tuple[Slot, str | Non
         if bool((values != 0).any()):
             for slot in factor.slots:
                 found.setdefault(slot.tensor, []).append((slot, factor.space, values, sign))
+    for shift in element.spec.shifts:
+        odd = element.shifts[shift.name] % 2 == 1
+        if bool(odd.any()):
+            for slot in shift.flips:
+                found.setdefault(slot.tensor, []).append((slot, shift.space, odd, True))
     return found
+
+
+def _active_shifts(element: GroupElement) -> dict[str, list[tuple[ShiftStep, str | None, Tensor]]]:
+    """What is added to each tensor: (step, space, integers)."""
+    found: dict[str, list[tuple[ShiftStep, str | None, Tensor]]] = {}
+    for shift in element.spec.shifts:
+        values = element.shifts[shift.name]
+        if bool((values != 0).any()):
+            for step in shift.steps:
+                found.setdefault(step.tensor, []).append((step, shift.space, values))
+    return found
+
+
+def bias_flips(element: GroupElement, tensor: str, block: int, space: str | None) -> Tensor:
+    """Which entries of a block of a bias change their sign, in the order of ``spec.array_shape(space)``."""
+    spec = element.spec
+    there = tensor_blocks(spec.axes[tensor])[block]
+    slots = [item for item in _active_slots(element).get(tensor, []) if item[0].block == block]
+    _, flips = _multiplier(spec, there, slots)
+    if space is None:
+        return flips.reshape(-1)[0]
+    names = [leaf_name(leaf) for leaf in there.leaves]
+    dims = [names.index(name) for name in (*spec.within.get(space, ()), space)]
+    rest = [dim for dim in range(len(names)) if dim not in dims]
+    full = flips.expand(there.shape).permute(*dims, *rest)
+    return full.reshape(*spec.array_shape(space), -1)[..., 0]
 
 
 def _active_matrices(element: GroupElement) -> dict[str, list[tuple[LinearSlot, str, Tensor]]]:
@@ -171,6 +203,20 @@ def _act_on(
             else:
                 values = (values.to(torch.float64) + offset) * factor - offset
         block.write(result, values.to(tensor.dtype))
+    return result
+
+
+def _shift(spec: SymmetrySpec, name: str, tensor: Tensor, steps: list[tuple[ShiftStep, str | None, Tensor]]) -> Tensor:
+    """Add whole numbers of steps along leaves."""
+    if not steps:
+        return tensor
+    result = tensor.clone(memory_format=torch.contiguous_format)
+    for step, space, values in steps:
+        block = tensor_blocks(spec.axes[name])[step.block]
+        ndim, names = len(block.leaves), [leaf_name(leaf) for leaf in block.leaves]
+        dims = [] if step.leaf is None else [*(names.index(n) for n in spec.within.get(space or "", ())), step.leaf]
+        placed = _place(values.to(torch.float64) * step.step, dims, ndim)
+        block.write(result, (block.read(result).to(torch.float64) + placed).to(tensor.dtype))
     return result
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from symmetry.errors import SpecError
 
 if TYPE_CHECKING:
-    from symmetry.spec import LinearFactor, SymmetrySpec
+    from symmetry.spec import LinearFactor, ShiftFactor, SymmetrySpec
 
 __all__ = ["GroupElement"]
 
@@ -34,6 +34,7 @@ class GroupElement:
         flips: for every sign factor booleans; ``True`` flips.
         matrices: for every linear or orthogonal factor, by the name of its space, float64 matrices of shape
             ``(*outer, n, n)``; the identity where the argument leaves them out.
+        shifts: for every shift factor integers; zero where the argument leaves them out.
 
     ``a @ b`` composes (``b`` acts first), ``~a`` inverts, ``a == b`` compares what the elements do: permutations and
     signs exactly, logarithms of scalings to 1e-9, matrices to 1e-9 of their largest entry.
@@ -44,11 +45,16 @@ class GroupElement:
     log_scales: Mapping[str, Tensor]
     flips: Mapping[str, Tensor]
     matrices: Mapping[str, Tensor] = field(default_factory=dict)
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spec = self.spec
         if not self.matrices and spec.linear:
             object.__setattr__(self, "matrices", _unit_matrices(spec))
+        if not self.shifts and spec.shifts:
+            zeros = {f.name: torch.zeros(spec.array_shape(f.space), dtype=torch.long) for f in spec.shifts}
+            object.__setattr__(self, "shifts", zeros)
+        _check("shifts", self.shifts, {f.name: spec.array_shape(f.space) for f in spec.shifts})
         _check("matrices", self.matrices, {f.space: (*spec.array_shape(f.space), f.size) for f in spec.linear})
         for factor in spec.linear:
             _check_matrix(factor, self.matrices[factor.space])
@@ -105,7 +111,11 @@ class GroupElement:
                     logs = scale_spread * torch.randn(shape[:-1], generator=generator, dtype=torch.float64)
                     matrix = matrix * logs.exp().unsqueeze(-2) @ _orthogonal(shape, generator)
                 matrices[factor.space] = matrix
-        return cls(spec, permutations, log_scales, flips, matrices)
+        shifts = dict(neutral.shifts)
+        if "shift" in kinds:
+            for name, value in shifts.items():
+                shifts[name] = torch.randint(-2, 3, value.shape, generator=generator)
+        return cls(spec, permutations, log_scales, flips, matrices, shifts)
 
     def __matmul__(self, other: GroupElement) -> GroupElement:
         if not isinstance(other, GroupElement):
@@ -122,7 +132,19 @@ class GroupElement:
             },
             {name: value ^ self.carry(space_of[name], other.flips[name]) for name, value in self.flips.items()},
             {name: value @ self._carry_outer(name, other.matrices[name]) for name, value in self.matrices.items()},
+            {
+                factor.name: self.shifts[factor.name]
+                + self._sign_of(factor) * self.carry(factor.space, other.shifts[factor.name])
+                for factor in self.spec.shifts
+            },
         )
+
+    def _sign_of(self, factor: ShiftFactor) -> Tensor:
+        """The signs (-1 or 1) by which this element multiplies the bias that a factor shifts, one per integer."""
+        from symmetry.action import bias_flips
+
+        step = factor.steps[0]
+        return 1 - 2 * bias_flips(self, step.tensor, step.block, factor.space).long()
 
     def __invert__(self) -> GroupElement:
         # With p = (outer, inner): the inverse undoes the outer places first, then each inner permutation at its old
@@ -142,6 +164,7 @@ class GroupElement:
             {name: -undo.carry(space_of[name], value) for name, value in self.log_scales.items()},
             {name: undo.carry(space_of[name], value) for name, value in self.flips.items()},
             {name: undo._carry_outer(name, torch.linalg.inv(value)) for name, value in self.matrices.items()},
+            {f.name: -undo.carry(f.space, self._sign_of(f) * self.shifts[f.name]) for f in spec.shifts},
         )
 
     def carry(self, space: str | None, values: Tensor) -> Tensor:
@@ -172,6 +195,8 @@ class GroupElement:
         for name, value in self.matrices.items():
             if not torch.allclose(value, other.matrices[name], rtol=0, atol=1e-9 * float(value.abs().max())):
                 return False
+        if any(not torch.equal(value, other.shifts[name]) for name, value in self.shifts.items()):
+            return False
         # Factors of a product axis may overlap (a constant on either side), so compare what they do to each block.
         from symmetry.action import multipliers
 
@@ -190,7 +215,9 @@ class GroupElement:
         flipped = sum(int(value.sum()) for value in self.flips.values())
         turned = sum(int((value != torch.eye(value.shape[-1])).any()) for value in self.matrices.values())
         matrices = f", {turned} of {len(self.matrices)} spaces under matrices" if self.matrices else ""
-        return f"GroupElement({moved} of {units} units moved, {scaled} scales, {flipped} signs{matrices})"
+        shifted = sum(int((value != 0).sum()) for value in self.shifts.values())
+        shifts = f", {shifted} shifts" if self.shifts else ""
+        return f"GroupElement({moved} of {units} units moved, {scaled} scales, {flipped} signs{matrices}{shifts})"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that :meth:`from_json` reads back (with the spec at hand)."""
@@ -201,6 +228,7 @@ class GroupElement:
             "log_scales": {name: value.tolist() for name, value in self.log_scales.items()},
             "flips": {name: value.tolist() for name, value in self.flips.items()},
             "matrices": {name: value.tolist() for name, value in self.matrices.items()},
+            "shifts": {name: value.tolist() for name, value in self.shifts.items()},
         }
 
     @classmethod
@@ -221,6 +249,7 @@ class GroupElement:
                 {name: torch.tensor(item, dtype=torch.float64) for name, item in value["log_scales"].items()},
                 {name: torch.tensor(item, dtype=torch.bool) for name, item in value["flips"].items()},
                 {name: torch.tensor(item, dtype=torch.float64) for name, item in value.get("matrices", {}).items()},
+                {name: torch.tensor(item, dtype=torch.long) for name, item in value.get("shifts", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(f"not the JSON of an element: {type(error).__name__}: {error}") from error

@@ -20,14 +20,25 @@ import torch
 from torch import Tensor
 
 from symmetry.errors import SpecError
+from symmetry.factors import Factor, LinearFactor, LinearSlot, ShiftFactor, ShiftStep, Slot
 from symmetry.spaces import Atom, Axis, Fixed, NeuronSpace, axis_from_json
 
 if TYPE_CHECKING:
     from symmetry.elements import GroupElement
 
-__all__ = ["Factor", "LinearFactor", "LinearSlot", "Pin", "Slot", "SymmetrySpec", "TensorInfo"]
+__all__ = [
+    "Factor",
+    "LinearFactor",
+    "LinearSlot",
+    "Pin",
+    "ShiftFactor",
+    "ShiftStep",
+    "Slot",
+    "SymmetrySpec",
+    "TensorInfo",
+]
 
-KINDS = ("permutation", "scale", "sign", "linear", "orthogonal")
+KINDS = ("permutation", "scale", "sign", "linear", "orthogonal", "shift")
 FORMAT = "symmetry.spec/1"
 
 
@@ -81,78 +92,6 @@ class Pin:
         return f"{self.operation} (node {self.node}){where}: {self.reason}; pins {_few(self.tensors, 6)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a factor acts: one block of one tensor, along one leaf of it (``None``: the whole block).
-
-    The block's entries are multiplied by the factor's value to the power ``exponent``.
-    """
-
-    tensor: str
-    block: int
-    leaf: int | None
-    exponent: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """One generator of positive scalings or signs.
-
-    Args:
-        name: unique within the spec and kind.
-        kind: ``scale`` (a positive number) or ``sign`` (plus or minus one).
-        space: the space or fixed axis it has one value per unit of; ``None`` for a single value.
-        size: number of units of that axis, 1 for a single value.
-        slots: where it acts, and with which exponent.
-    """
-
-    name: str
-    kind: str
-    space: str | None
-    size: int
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSlot:
-    """Where a matrix acts: along one leaf of one block of a tensor, as M or (``inverse``) as its inverse transpose."""
-
-    tensor: str
-    block: int
-    leaf: int
-    inverse: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LinearFactor:
-    """Any invertible matrix (or any orthogonal one) on the units of a space that meets linear operations only.
-
-    Args:
-        kind: ``linear`` (GL: any invertible matrix) or ``orthogonal`` (O: the matrix is its own inverse transpose).
-        space: the space it acts on, which is not permuted besides: the group holds its permutations, and its scalings
-            and signs (O: signs) that are common to a unit.
-        size: number of units n; the matrix is n x n.
-        slots: where it acts.
-
-    The factor is known by the name of its space.
-    """
-
-    kind: str
-    space: str
-    size: int
-    slots: tuple[LinearSlot, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of its space."""
-        return self.space
-
-    @property
-    def dimension(self) -> int:
-        """Dimension of the group of one matrix: n^2, or n (n - 1) / 2."""
-        return self.size**2 if self.kind == "linear" else self.size * (self.size - 1) // 2
-
-
 @dataclass(frozen=True, eq=False)
 class SymmetrySpec:
     """The symmetry group of an architecture.
@@ -168,6 +107,7 @@ class SymmetrySpec:
         pinned: axes that an operation without a rule, or one that mixes units, has pinned.
         activations: pointwise functions met, for each space and fixed axis.
         linear: the spaces on which invertible or orthogonal matrices act.
+        shifts: generators of shifts of the biases of sines by whole numbers of half periods.
 
     Two specs are equal, and have one ``fingerprint``, when all of this is equal.
     """
@@ -182,6 +122,7 @@ class SymmetrySpec:
     pinned: tuple[Pin, ...] = ()
     activations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     linear: tuple[LinearFactor, ...] = ()
+    shifts: tuple[ShiftFactor, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.axes) != list(self.tensors):
@@ -259,6 +200,11 @@ class SymmetrySpec:
     def orthogonal_dimension(self) -> int:
         """Dimension of the orthogonal factors: the sum of n (n - 1) / 2 over their copies."""
         return sum(f.dimension * self.copies(f.space) for f in self.linear if f.kind == "orthogonal")
+
+    @cached_property
+    def shift_rank(self) -> int:
+        """Number of independent integers by which biases of sines are shifted."""
+        return sum(math.prod(self.array_shape(factor.space)) for factor in self.shifts)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -345,6 +291,14 @@ class SymmetrySpec:
                 {**_record(factor), "slots": [[s.tensor, s.block, s.leaf, s.inverse] for s in factor.slots]}
                 for factor in self.linear
             ],
+            "shifts": [
+                {
+                    **_record(factor),
+                    "steps": [[s.tensor, s.block, s.leaf, s.step] for s in factor.steps],
+                    "flips": [[s.tensor, s.block, s.leaf, str(s.exponent)] for s in factor.flips],
+                }
+                for factor in self.shifts
+            ],
         }
 
     @classmethod
@@ -386,6 +340,16 @@ class SymmetrySpec:
                         tuple(LinearSlot(str(t), int(b), int(k), bool(i)) for t, b, k, i in factor["slots"]),
                     )
                     for factor in value.get("linear", ())
+                ),
+                shifts=tuple(
+                    ShiftFactor(
+                        **{
+                            **factor,
+                            "steps": tuple(ShiftStep(str(t), int(b), k, float(s)) for t, b, k, s in factor["steps"]),
+                            "flips": tuple(Slot(str(t), int(b), k, Fraction(e)) for t, b, k, e in factor["flips"]),
+                        }
+                    )
+                    for factor in value.get("shifts", ())
                 ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

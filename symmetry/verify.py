@@ -153,6 +153,10 @@ def single_factors(spec: SymmetrySpec, generator: torch.Generator) -> list[tuple
                 spec, neutral.permutations, neutral.log_scales, {**neutral.flips, factor.name: flips}
             )
         found.append((factor.kind, factor.name, factor.size, element))
+    for shift in spec.shifts:
+        numbers = torch.randint(1, 4, spec.array_shape(shift.space), generator=generator)
+        element = replace(neutral, shifts={**neutral.shifts, shift.name: numbers})
+        found.append(("shift", shift.name, shift.size, element))
     for matrix in spec.linear:
         drawn = spec.sample(generator, {matrix.kind}).matrices[matrix.space]
         element = replace(neutral, matrices={**neutral.matrices, matrix.space: drawn})

@@ -6,18 +6,20 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 
 from torch import Tensor
 
+from symmetry.factors import Factor, LinearFactor, LinearSlot, ShiftFactor, ShiftStep, Slot
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
-from symmetry.spec import Factor, LinearFactor, LinearSlot, Pin, Slot, SymmetrySpec, TensorInfo
+from symmetry.spec import Pin, SymmetrySpec, TensorInfo
 from symmetry.trace.axes import AxisNode, factors, leaves, parts, root
 from symmetry.trace.axis_pass import AxisPass, Value, references
 from symmetry.trace.expressions import Expression, Field, Variable, complement, null_space, vanishes
 from symmetry.trace.gauge_pass import GaugePass, LinearPass, cut
+from symmetry.trace.sines import Sines, is_virtual, sine_biases, virtual
 
 __all__ = ["Derivation"]
 
@@ -37,6 +39,7 @@ class Derivation:
     state: Mapping[str, Tensor]
     tied: Mapping[str, str]
     frozen_buffers: bool
+    turns: list[tuple[str | None, int, Expression]] = field(default_factory=list)
 
     @cached_property
     def order(self) -> dict[str, int]:
@@ -154,6 +157,7 @@ class Derivation:
             pinned=self._pins(),
             activations=self._activations(),
             linear=self._linear(),
+            shifts=self._shifts(),
         )
 
     def _info(self, name: str, source: str, tensor: Tensor) -> TensorInfo:
@@ -205,7 +209,7 @@ class Derivation:
         Returns:
             Those common to whole spaces, and those with one value per unit of a space that the matrices lie within.
         """
-        field, common, units = Field(kind), [], dict[AxisNode, list[Expression]]()
+        algebra, common, units = Field(kind), [], dict[AxisNode, list[Expression]]()
         for leaf, (group, parities) in self.matrices.items():
             if group == "orthogonal" and kind == "scale":
                 continue
@@ -213,11 +217,11 @@ class Derivation:
             outer: dict[AxisNode, Expression] = {other: {} for other in self.within.get(leaf, [])}
             for variable, parity in parities.items():
                 exponent = Fraction(-1 if parity else 1)
-                whole = field.combine(whole, {Variable(variable.tensor, variable.block): field.reduce(exponent)})
+                whole = algebra.combine(whole, {Variable(variable.tensor, variable.block): algebra.reduce(exponent)})
                 for place, other in enumerate(self._block(variable)):
                     if other in outer:
                         there = Variable(variable.tensor, variable.block, place)
-                        outer[other] = field.combine(outer[other], {there: field.reduce(exponent)})
+                        outer[other] = algebra.combine(outer[other], {there: algebra.reduce(exponent)})
             common.append(whole)
             for other, expression in outer.items():
                 units.setdefault(other, []).append(expression)
@@ -229,7 +233,9 @@ class Derivation:
         return [leaf for part in next(itertools.islice(choices, variable.block, None)) for leaf in part]
 
     def _rank(self, variable: Variable) -> tuple[int, int, int]:
-        return (self.order[variable.tensor], variable.block, -1 if variable.leaf is None else variable.leaf)
+        # What sines turn comes first, so that it stays free and every solution has one turn or none.
+        order = -1 if is_virtual(variable.tensor) else self.order[variable.tensor]
+        return (order, variable.block, -1 if variable.leaf is None else variable.leaf)
 
     def _factors(self, kind: str) -> tuple[list[Factor], int]:
         """Generators of one kind, and the exact dimension of the group they generate, outside the matrix groups.
@@ -238,10 +244,11 @@ class Derivation:
         part is also a solution of U, so U contributes only what those constants do not span. What multiples of the
         identity in the matrix groups do already is taken out of both.
         """
-        gauge = GaugePass(self.walk, Field(kind), self.frozen_buffers)
+        gauge = GaugePass(self.walk, Field(kind), self.frozen_buffers, kind, self.sines if kind == "sign" else {})
         gauge.run()
         known, known_units = self._multiples(kind)
-        common = null_space(gauge.field, sorted(gauge.common_variables, key=self._rank), gauge.common_rows)
+        basis = null_space(gauge.field, sorted(gauge.common_variables, key=self._rank), gauge.common_rows)
+        common, turns = _apart(basis)
         factors, constants = [], list(known)
         dimension = len(complement(gauge.field, known, common))
         taken: set[str] = set()
@@ -250,8 +257,9 @@ class Derivation:
                 continue
             variables = sorted(gauge.unit_variables.get(leaf, []), key=self._rank)
             copies = math.prod(other.size for other in self.within.get(leaf, []))
-            solutions = null_space(gauge.field, variables, gauge.unit_rows.get(leaf, []))
-            for vector in complement(gauge.field, known_units.get(leaf, []), solutions):
+            solutions, shifts = _apart(null_space(gauge.field, variables, gauge.unit_rows.get(leaf, [])))
+            candidates = complement(gauge.field, known_units.get(leaf, []), solutions)
+            for vector in [*candidates, *shifts]:
                 constant: Expression = {}
                 for variable, exponent in vector.items():
                     whole = Variable(variable.tensor, variable.block)
@@ -259,12 +267,58 @@ class Derivation:
                 if not vanishes(gauge.field, gauge.common_rows, constant):
                     continue
                 constants.append(constant)
-                dimension += (leaf.size - 1) * copies
-                factors.append(self._factor(kind, name, name, leaf.size, vector, taken))
-        for vector in complement(gauge.field, constants, common):
+                if any(is_virtual(variable.tensor) for variable in vector):
+                    self.turns.append((name, leaf.size, vector))
+                else:
+                    dimension += (leaf.size - 1) * copies
+                    factors.append(self._factor(kind, name, name, leaf.size, vector, taken))
+        for vector in complement(gauge.field, constants, [*common, *turns]):
+            if any(is_virtual(variable.tensor) for variable in vector):
+                self.turns.append((None, 1, vector))
+                continue
             tensor = min(vector, key=self._rank).tensor
             factors.append(self._factor(kind, f"all of {tensor}", None, 1, vector, taken))
         return factors, dimension
+
+    @cached_property
+    def sine_biases(self) -> dict[str, Sines]:
+        """The biases right before sines; a bias of one axis that is a parameter."""
+        found = sine_biases(self.walk.graph)
+        return {
+            name: sines
+            for name, sines in found.items()
+            if name in self.order and name in self.walk.floating and len(self.walk.tensors[name]) == 1
+        }
+
+    @cached_property
+    def sines(self) -> dict[str, str]:
+        """For every sine with such a bias, its name."""
+        return {node: bias for bias, sines in self.sine_biases.items() for node in sines.nodes}
+
+    def _shifts(self) -> tuple[ShiftFactor, ...]:
+        """Half periods where a sign can be taken up behind the sine, whole ones along every other leaf."""
+        found, taken, half = [], set[str](), set[tuple[str, int, int | None]]()
+        for space, size, vector in self.turns:
+            steps, flips = [], []
+            for variable, exponent in sorted(vector.items(), key=lambda item: self._rank(item[0])):
+                if is_virtual(variable.tensor):
+                    bias = variable.tensor.removeprefix(virtual(""))
+                    steps.append(ShiftStep(bias, variable.block, variable.leaf, self.sine_biases[bias].half))
+                    half.add((bias, variable.block, variable.leaf))
+                else:
+                    flips.append(Slot(variable.tensor, variable.block, variable.leaf, exponent))
+            name = _unique(space or f"all of {steps[0].tensor}", taken)
+            found.append(ShiftFactor(name, space, size, tuple(steps), tuple(flips)))
+        for bias, sines in self.sine_biases.items():
+            for block, leaves_of in enumerate(cut(self.walk.tensors[bias][0], ones=True)):
+                places = [(place, leaf) for place, leaf in enumerate(leaves_of) if leaf.size > 1]
+                for place, leaf in places or [(None, None)]:
+                    if (bias, block, place) not in half:
+                        space = None if leaf is None else self.names[leaf]
+                        step = ShiftStep(bias, block, place, 2 * sines.half)
+                        name = _unique(space or f"all of {bias}", taken)
+                        found.append(ShiftFactor(name, space, 1 if leaf is None else leaf.size, (step,), ()))
+        return tuple(found)
 
     def _factor(
         self, kind: str, name: str, space: str | None, size: int, vector: Expression, taken: set[str]
@@ -301,6 +355,16 @@ class Derivation:
                 if name is not None and function not in found.setdefault(name, []):
                     found[name].append(function)
         return {name: tuple(functions) for name, functions in found.items()}
+
+
+def _apart(vectors: Iterable[Expression]) -> tuple[list[Expression], list[Expression]]:
+    """Solutions over tensors alone, and those in which a sine is turned."""
+    listed = list(vectors)
+    turned = [any(is_virtual(variable.tensor) for variable in vector) for vector in listed]
+    return (
+        [vector for vector, turn in zip(listed, turned, strict=True) if not turn],
+        [vector for vector, turn in zip(listed, turned, strict=True) if turn],
+    )
 
 
 def _unique(name: str, taken: set[str]) -> str:

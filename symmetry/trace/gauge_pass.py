@@ -23,6 +23,7 @@ from symmetry.trace.axis_pass import AxisPass, references
 from symmetry.trace.export import Node, Ref
 from symmetry.trace.expressions import Expression, Field, Variable
 from symmetry.trace.rules import rule_for
+from symmetry.trace.sines import virtual
 
 __all__ = ["Cell", "GaugePass", "GaugeValue", "LinearPass", "cut"]
 
@@ -75,6 +76,8 @@ class GaugePass:
         axes: the finished first walk.
         field: rationals for log-scales, GF(2) for signs.
         frozen_buffers: whether buffers keep their values (they are still permuted).
+        kind: ``scale``, ``sign`` or ``linear``: what is asked.
+        sines: for the outputs of sines, the bias that half a period may be added to; they get a variable for that.
 
     What it means that two factors are equal, cancel or multiply is said by :meth:`same`, :meth:`cancel` and
     :meth:`merge`; :class:`LinearPass` gives them another meaning, and runs the same rules.
@@ -84,6 +87,7 @@ class GaugePass:
     field: Field
     frozen_buffers: bool = False
     kind: str = ""
+    sines: dict[str, str] = default(default_factory=dict)
     values: dict[str, GaugeValue | tuple[GaugeValue | None, ...]] = default(default_factory=dict)
     common_rows: list[Expression] = default(default_factory=list)
     unit_rows: dict[AxisNode, list[Expression]] = default(default_factory=dict)
@@ -220,6 +224,34 @@ class GaugePass:
         """Emit: nothing scales this value. Returns the constant of other axes."""
         self.kill(value)
         return self.constant(dims)
+
+    def turned(self, node: Node, value: GaugeValue) -> GaugeValue:
+        """The output of a sine, whose sign changes where half a period is added to the bias behind it."""
+        bias = self.sines.get(node.name)
+        if bias is None or self.kind != "sign":
+            return value
+        axis = root(self.axes.tensors[bias][0])
+        places = [dim for dim, other in enumerate(value.dims) if root(other) is axis]
+        if len(places) != 1 or len(self.axes.tensors[bias]) != 1:
+            return value
+        cells = value.cells.copy()
+        for place in np.ndindex(cells.shape):
+            cell, block = cells[place], place[places[0]]
+            own, name = list(cell.units), virtual(bias)
+            row = []
+            for position, leaf in enumerate(cut(axis, ones=True)[block]):
+                if leaf.size > 1:
+                    variable = Variable(name, block, position)
+                    known = self.unit_variables.setdefault(leaf, [])
+                    if variable not in known:
+                        known.append(variable)
+                    row.append({variable: Fraction(1)})
+            own[places[0]] = tuple(self.field.combine(a, b) for a, b in zip(own[places[0]], row, strict=True))
+            whole = Variable(name, block)
+            if whole not in self.common_variables:
+                self.common_variables.append(whole)
+            cells[place] = Cell(self.field.combine(cell.common, {whole: Fraction(1)}), tuple(own))
+        return replace(value, cells=cells)
 
     def _without_rule(self, node: Node) -> GaugeValue | tuple[GaugeValue | None, ...]:
         for reference in references(node):

@@ -44,7 +44,8 @@ class Pointwise:
         what = self.sign if walk.kind == "sign" else self.scale
         if what == "kill":
             return walk.kill(value)
-        return walk.constant(value.dims) if what == "drop" else value
+        value = walk.constant(value.dims) if what == "drop" else value
+        return walk.turned(node, value) if self.name in ("sin", "cos") else value
 
 
 class Cast:
