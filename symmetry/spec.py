@@ -154,12 +154,20 @@ class SymmetrySpec:
         return hash(self.fingerprint)
 
     def __repr__(self) -> str:
-        return (
-            f"SymmetrySpec({len(self.spaces)} spaces, {len(self.tensors)} tensors, "
-            f"permutations {approximate(self.permutation_order)}, {self.sign_bits} sign bits, "
-            f"{self.scale_dimension} scale dimensions, {self.linear_dimension} linear and {self.orthogonal_dimension} "
-            f"orthogonal dimensions, {len(self.pinned)} pinned)"
-        )
+        parts = [
+            f"{len(self.spaces)} spaces",
+            f"{len(self.tensors)} tensors",
+            f"permutations {approximate(self.permutation_order)}",
+            f"{self.sign_bits} sign bits",
+            f"{self.scale_dimension} scale dimensions",
+        ]
+        rest = {
+            "linear dimensions": self.linear_dimension,
+            "orthogonal dimensions": self.orthogonal_dimension,
+            "shifts": self.shift_rank,
+        }
+        parts += [f"{number} {what}" for what, number in rest.items() if number]
+        return f"SymmetrySpec({', '.join(parts)}, {len(self.pinned)} pinned)"
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from symmetry.trace.export import Node
 
-__all__ = ["Rule", "register", "rule_for", "rule_table"]
+__all__ = ["Rule", "register", "rule_for", "rule_table", "rules_as_markdown"]
 
 _TABLE: dict[str, Rule] = {}
 _CLASSES = (
@@ -74,3 +74,18 @@ def rule_for(operation: str) -> Rule | None:
 def rule_table() -> list[tuple[str, str, str]]:
     """All rules as rows: class of operation, ATen operation, what happens to the group."""
     return sorted((type(rule).__name__, operation, rule.summary) for operation, rule in _load().items())
+
+
+def rules_as_markdown() -> str:
+    """All rules as a Markdown table, operations of one rule in one row."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for kind, operation, summary in rule_table():
+        name = operation.removeprefix("aten.").split(".")[0]
+        found = rows.setdefault((kind, summary), [])
+        if name not in found:
+            found.append(name)
+    lines = ["| rule | operations | what happens to the group |", "| --- | --- | --- |"]
+    lines += [
+        f"| {kind} | {', '.join(f'`{name}`' for name in names)} | {text} |" for (kind, text), names in rows.items()
+    ]
+    return "\n".join(lines)
