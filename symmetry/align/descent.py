@@ -20,6 +20,9 @@ from symmetry.align.steps import solve_family, solve_sign, solve_space
 __all__ = ["best_matching", "complete_matching", "descend", "first_matching", "random_matching"]
 
 MOST_STEPS = 200
+# A gain below this share of what a coordinate could be worth is taken, but others are not solved again because of it.
+# Two units of n that change places gain about 2 / n.
+SMALL = 1e-5
 
 
 def best_matching(problem: Problem, starts: int, generator: torch.Generator) -> tuple[Assignment, list[float]]:
@@ -101,12 +104,15 @@ def descend(state: Assignment, frozen: Collection[str] = ()) -> None:
     near = {
         site: {other for term in terms for other in _coordinates(problem, term)} for site, terms in touching.items()
     }
+    worth = {
+        site: sum(float(term.left.norm() * term.right.norm()) for term in terms) for site, terms in touching.items()
+    }
     dirty = set(sites)
     for _ in range(MOST_STEPS):
         for site in sites:
             if site in dirty:
                 dirty.discard(site)
-                if _improve(state, site, touching, tolerance, frozen):
+                if _improve(state, site, touching, tolerance, frozen) > max(SMALL * worth[site], tolerance):
                     twice = any(term.leaves.count(site) > 1 for term in touching[site])
                     inside = problem.children.get(site, ())
                     dirty |= (near[site] - {site}).union(*(near[child] for child in inside))
@@ -161,24 +167,28 @@ def _visit(state: Assignment, site: str) -> bool:
     return solve_space(state, site) is not None
 
 
-def _improve(state: Assignment, site: str, touching: dict[str, list[Term]], tolerance: float, frozen: bool) -> bool:
+def _improve(
+    state: Assignment, site: str, touching: dict[str, list[Term]], tolerance: float, frozen: Collection[str]
+) -> float:
+    """Solve one coordinate; the gain, 0 where there is none."""
     problem = state.problem
     if site in problem.other_signs:
-        return (solve_sign(state, site) or 0.0) > tolerance
+        return solve_sign(state, site) or 0.0
     children = problem.children.get(site, ())
     terms = list({id(term): term for name in (site, *children) for term in touching[name]}.values())
     if not children and not any(term.leaves.count(site) > 1 for term in terms):
-        return (solve_space(state, site, site in frozen) or 0.0) > tolerance
+        return solve_space(state, site, site in frozen) or 0.0
     # Not linear in this coordinate (it occurs twice in a term, or inner spaces share terms): take the step if it helps.
     before, trial = state.similarity(terms), state.copy()
     if children:
         solve_family(trial, site, children)
     else:
         solve_space(trial, site, site in frozen)
-    if trial.similarity(terms) <= before + tolerance:
-        return False
+    gain = trial.similarity(terms) - before
+    if gain <= tolerance:
+        return 0.0
     state.right, state.left, state.flips, state.rotations = trial.right, trial.left, trial.flips, trial.rotations
-    return True
+    return gain
 
 
 def _keep(state: Assignment, site: str) -> None:

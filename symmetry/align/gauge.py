@@ -33,14 +33,33 @@ SETTLED = 1e-12
 
 
 def balanced_gauge(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> GroupElement:
-    """The element of scalings and matrices that brings a state into the balanced gauge.
+    """The element of scalings, matrices and shifts that brings a state into the balanced gauge.
 
-    Units whose tensors are zero keep their scale. What is left of invertible matrices is a rotation.
+    Units whose tensors are zero keep their scale. What is left of invertible matrices is a rotation; what is left of a
+    bias that may be shifted by whole steps lies within half a step of zero.
     """
-    scalings = _balanced_scalings(spec, state)
-    if not spec.linear:
-        return scalings
-    return balanced_matrices(spec, spec.act(scalings, state)) @ scalings
+    gauge = _balanced_scalings(spec, state)
+    if spec.linear:
+        gauge = balanced_matrices(spec, spec.act(gauge, state)) @ gauge
+    if spec.shifts:
+        gauge = _small_shifts(spec, spec.act(gauge, state)) @ gauge
+    return gauge
+
+
+def _small_shifts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> GroupElement:
+    neutral = spec.identity()
+    shifts = dict(neutral.shifts)
+    for factor in spec.shifts:
+        step = factor.steps[0]
+        block = tensor_blocks(spec.axes[step.tensor])[step.block]
+        names = [leaf_name(leaf) for leaf in block.leaves]
+        outer = spec.within.get(factor.space or "", ())
+        dims = [] if step.leaf is None else [*(names.index(name) for name in outer), step.leaf]
+        if len(dims) == len(names):
+            values = block.read(state[step.tensor].detach()).to("cpu", torch.float64).permute(dims)
+            # Biases half a step from zero could go either way by rounding; they go the same way for both networks.
+            shifts[factor.name] = -torch.ceil(values / step.step - 0.5 - 1e-6).long()
+    return GroupElement(spec, neutral.permutations, neutral.log_scales, neutral.flips, neutral.matrices, shifts)
 
 
 def _balanced_scalings(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> GroupElement:

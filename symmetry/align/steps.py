@@ -128,7 +128,7 @@ def solve_space(state: Assignment, space: str, frozen: bool = False) -> float | 
             trial.rotations[space] = polar(scores)
             value = float(nuclear(scores).sum())
         else:
-            left, right = _current(state, space) if frozen else assign(scores)
+            left, right = _current(state, space) if frozen else assign(scores, state.right.get(space))
             trial.right[space] = right
             if scores.shape[-1] != scores.shape[-2]:
                 trial.left[space] = left
