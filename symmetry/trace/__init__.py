@@ -11,7 +11,7 @@ from symmetry.spec import SymmetrySpec
 from symmetry.trace.axis_pass import AxisPass
 from symmetry.trace.derive import Derivation
 from symmetry.trace.export import Graph, export
-from symmetry.trace.rewrite import fold_numbers, take_apart
+from symmetry.trace.rewrite import drop_checks, fold_numbers, take_apart
 from symmetry.trace.rules import rule_table
 
 __all__ = ["derive", "rule_table", "trace"]
@@ -43,6 +43,7 @@ def trace(
 
 def derive(graph: Graph, model: nn.Module, strict: bool = False, frozen_buffers: bool = False) -> SymmetrySpec:
     """Derive the group from operations that are exported already; see :func:`trace`. The graph is used up."""
+    drop_checks(graph)
     fold_numbers(graph)
     take_apart(graph)
     state = model.state_dict(keep_vars=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from symmetry.trace.export import Graph, Node, Ref
 
-__all__ = ["fold_numbers", "permuted_places", "take_apart", "view_groups"]
+__all__ = ["drop_checks", "fold_numbers", "permuted_places", "take_apart", "view_groups"]
 
 Groups: TypeAlias = list[tuple[list[int], list[int]]]
 
@@ -252,6 +252,18 @@ def fold_numbers(graph: Graph) -> None:
             made = replace(node, args=own(node.args, node.name), kwargs=own(dict(node.kwargs), node.name))
             nodes.append(made)
     graph.nodes = nodes
+
+
+def drop_checks(graph: Graph) -> None:
+    """Rewrite a graph in place: assertions about dtypes and shapes go; they compute nothing."""
+    kept = []
+    for node in graph.nodes:
+        if node.operation.startswith("aten._assert") and not graph.users.get(node.name, 0):
+            for reference in _references((node.args, dict(node.kwargs))):
+                graph.users[reference.name] -= 1
+        else:
+            kept.append(node)
+    graph.nodes = kept
 
 
 def _number(node: Node) -> float | None:

@@ -85,7 +85,6 @@ def rules_as_markdown() -> str:
         if name not in found:
             found.append(name)
     lines = ["| rule | operations | what happens to the group |", "| --- | --- | --- |"]
-    lines += [
-        f"| {kind} | {', '.join(f'`{name}`' for name in names)} | {text} |" for (kind, text), names in rows.items()
-    ]
+    for (kind, text), names in rows.items():
+        lines.append(f"| {kind} | {', '.join(f'`{name}`' for name in names)} | {text} |")
     return "\n".join(lines)

@@ -85,8 +85,11 @@ class Norm(Reduction):
         made = walk.axes.values[node.name]
         first = made[0] if isinstance(made, tuple) else made
         dims = [] if first is None else first.dims
-        if walk.kind == "linear":
+        counting = "norm" in node.operation and len(node.args) > 1 and node.args[1] == 0
+        if walk.kind == "linear" or counting:
             walk.kill(value)
+        if counting:
+            return walk.constant(dims)
         if walk.kind != "scale" and not node.several:
             return walk.constant(dims)
         mean = reduce(walk, value, gone)
