@@ -19,9 +19,9 @@ class MatrixReport:
     """Condition of one space that matrices act on, one value for each copy (each head).
 
     Args:
-        measured: ``composite``: singular values of A^T B, where A stacks what M acts on and B what its inverse transpose
-            acts on (W_Q^T W_K of a head), which no invertible M changes; ``stacked``: of A alone, which no orthogonal
-            M changes.
+        measured: ``composite``: singular values of A^T B, where A stacks what M acts on and B what its inverse
+            transpose acts on (W_Q^T W_K of a head), which no invertible M changes; ``stacked``: of A alone, which no
+            orthogonal M changes.
         left, right: the tensors stacked in A and in B (B: empty if stacked).
         full_rank: the most singular values that can be positive.
         ranks: for each copy how many are, above rounding in the dtype of the weights.

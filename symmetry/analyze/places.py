@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from symmetry.action import TensorBlock, leaf_name, tensor_blocks
 from symmetry.spaces import Atom, blocks
 from symmetry.spec import SymmetrySpec
 
-__all__ = ["Place", "find_places", "known_roles", "rows"]
+__all__ = ["Place", "find_places", "known_roles", "rows", "zero_units"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +104,45 @@ def known_roles(spec: SymmetrySpec) -> dict[str, tuple[str, ...]]:
     return roles
 
 
-def rows(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, place: Place, exact: bool = False) -> Tensor:
-    """What a block holds for each unit, in float64 (``exact``: as stored), an epsilon under a root added.
+def rows(
+    spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, place: Place, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """What a block holds for each unit, an epsilon under a root added.
 
     Shapes:
         result: ``(copies, units, entries)``; copies: the units of the spaces that the space lies within.
     """
-    tensor = state[place.tensor].detach().to("cpu")
-    values = place.block.read(tensor if exact else tensor.to(torch.float64))
+    values, dims = _front(spec, state, space, place)
+    values = values.to(dtype)
     offset = spec.tensors[place.tensor].positive_offset
-    if offset is not None and not exact:
+    if offset is not None:
         values = values + offset
-    names = [leaf_name(leaf) for leaf in place.block.leaves]
-    dims = [*(names.index(outer) for outer in spec.within.get(space, ())), place.leaf]
     front = values.movedim(dims, list(range(len(dims))))
     return front.reshape(spec.copies(space), front.shape[len(dims) - 1], -1)
+
+
+def zero_units(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, place: Place) -> Tensor:
+    """For which units a block is exactly zero.
+
+    Shapes:
+        result: ``spec.array_shape(space)``, flat.
+    """
+    values, dims = _front(spec, state, space, place)
+    rest = [dim for dim in range(values.ndim) if dim not in dims]
+    largest = torch.linalg.vector_norm(values, float("inf"), dim=rest) if rest else values.abs()
+    kept = sorted(dims)
+    return (largest == 0).permute([kept.index(dim) for dim in dims]).flatten()
+
+
+def _front(spec: SymmetrySpec, state: Mapping[str, Tensor], space: str, place: Place) -> tuple[Tensor, list[int]]:
+    """The block with one dimension per leaf, and the dimensions that index the units of a space."""
+    tensor, block = state[place.tensor].detach().to("cpu"), place.block
+    names = [leaf_name(leaf) for leaf in block.leaves]
+    dims = [*(names.index(outer) for outer in spec.within.get(space, ())), place.leaf]
+    starts = [int(positions[0]) for positions in block.positions]
+    if all((np.diff(positions) == 1).all() for positions in block.positions):
+        # A view: most blocks are whole tensors or runs of rows, and copying by index takes longer than the work itself.
+        for dim, (start, positions) in enumerate(zip(starts, block.positions, strict=True)):
+            tensor = tensor.narrow(dim, start, len(positions))
+        return tensor.reshape(block.shape), dims
+    return block.read(tensor), dims

@@ -10,7 +10,7 @@ from typing import Any
 
 from symmetry.analyze.matrices import MatrixReport
 from symmetry.analyze.units import Unit
-from symmetry.analyze.words import pattern
+from symmetry.analyze.words import listed, pattern
 from symmetry.errors import SpecError
 from symmetry.spec import Pin, approximate, digits
 
@@ -82,6 +82,7 @@ class SymmetryReport:
         spaces: one row for each space.
         other_factors: scalings and signs that belong to no space, in words.
         pinned: axes that could not be kept free: operation, node, line of the model's code, tensors, reason.
+        not_finite: tensors with values that are not finite; then units, conditions and gauges are not looked at.
     """
 
     permutation_order: int
@@ -93,6 +94,7 @@ class SymmetryReport:
     spaces: tuple[SpaceReport, ...]
     other_factors: tuple[str, ...]
     pinned: tuple[Pin, ...]
+    not_finite: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The report for people: one line per space, repeated layers together."""
@@ -114,11 +116,28 @@ class SymmetryReport:
                 lines.append(f"    {condition}")
         if not self.spaces:
             lines.append("  no hidden units: nothing can be permuted")
-        lines += [f"  also: {factor}" for factor in self.other_factors]
+        lines += [f"  also: {factor}" for factor in self.others()]
+        if self.not_finite:
+            shown = listed(self.not_finite)
+            lines.append(f"  values that are not finite in {shown}: its units were not looked at")
         lines += [f"  pinned: {pin}" for pin in self.pinned]
         return "\n".join(lines)
 
     __str__ = text
+
+    def others(self) -> list[str]:
+        """The factors of no space, those of repeated layers together."""
+        groups: dict[str, list[str]] = {}
+        for factor in self.other_factors:
+            groups.setdefault(pattern(factor.split(", on ")[0]), []).append(factor)
+        found: list[str] = []
+        for group in groups.values():
+            if len(group) < LEAST_REPEATS:
+                found += group
+            else:
+                head, free = group[0].split(", on ")[0].split(": ")
+                found.append(f"{head} to {group[-1].split(': ')[0]}, {len(group)} times: {free}")
+        return found
 
     def repeated(self) -> list[list[SpaceReport]]:
         """The spaces, those of repeated layers together: same words but for numbers, three or more, nothing found."""

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from symmetry.analyze.places import Place, rows
+from symmetry.analyze.places import Place, rows, zero_units
 from symmetry.spec import SymmetrySpec
 
 __all__ = ["CLOSE", "Unit", "dead_units", "twin_units"]
@@ -44,7 +44,7 @@ def dead_units(
     found: Tensor | None = None
     for place in places:
         if place.weight and place.role == role:
-            zero = (rows(spec, state, space, place, exact=True) == 0).all(-1)
+            zero = zero_units(spec, state, space, place)
             found = zero if found is None else found & zero
     if found is None:
         return ()
@@ -52,8 +52,8 @@ def dead_units(
     variances = [place for place in places if spec.tensors[place.tensor].kind == "norm.running_var"]
     writers = [place for place in places if place.weight and place.role == role]
     if role == "out" and len(gains) == len(variances) == len(writers) == 1:
-        found = found | (rows(spec, state, space, gains[0], exact=True) == 0).all(-1)
-    return _units(spec, space, np.flatnonzero(found.flatten().numpy()))
+        found = found | zero_units(spec, state, space, gains[0])
+    return _units(spec, space, np.flatnonzero(found.numpy()))
 
 
 def _units(spec: SymmetrySpec, space: str, flat: Sequence[int] | np.ndarray) -> tuple[Unit, ...]:
@@ -106,11 +106,12 @@ class _Comparison:
         norms, directions = [], []
         for index, place in enumerate(writing):
             values = self._rows(place)
-            norm = values.norm(dim=1)
+            norm = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
             norms.append(norm.numpy())
-            basis = torch.randn(values.shape[1], PROJECTIONS, generator=generator, dtype=torch.float64)
-            basis = torch.linalg.qr(basis).Q
-            turned = (values @ basis) / norm.clamp_min(1e-300)[:, None]
+            basis = torch.randn(values.shape[1], PROJECTIONS, generator=generator, dtype=values.dtype)
+            # The largest singular value of a Gaussian matrix: points may come closer, not farther apart.
+            basis /= math.sqrt(values.shape[1]) + 2 * math.sqrt(PROJECTIONS)
+            turned = (values @ basis).to(torch.float64) / norm.clamp_min(1e-300)[:, None]
             directions.append((turned.abs() if self.parities[index].any() else turned).numpy())
         self.norms = np.stack(norms, 1)
         self.directions = np.concatenate(directions, 1)
@@ -124,7 +125,9 @@ class _Comparison:
         self.radius = CLOSE * math.sqrt(2 * len(writing))
 
     def _rows(self, place: Place) -> Tensor:
-        found = rows(self.spec, self.state, self.space, place)
+        # Enough for a tolerance of 1e-3, and twice as fast as float64 where the weights are of float32.
+        dtype = torch.promote_types(self.state[place.tensor].dtype, torch.float32)
+        found = rows(self.spec, self.state, self.space, place, dtype)
         return found.reshape(-1, found.shape[-1])
 
     def _exponents(self, kind: str) -> np.ndarray:
@@ -177,7 +180,8 @@ class _Comparison:
             if not present[index]:
                 continue
             values = self._rows(place)[torch.from_numpy(members)]
-            unit = values / values.norm(dim=1, keepdim=True)
+            unit = values.to(torch.float64)
+            unit = unit / unit.norm(dim=1, keepdim=True)
             cosines = (unit @ unit.T).numpy()
             same &= np.abs(cosines) >= 1 - CLOSE**2 / 2
             signs.append(cosines < 0)
