@@ -32,8 +32,13 @@ def activation_matching(
     inputs: Sequence[Any],
     starts: int,
     generator: torch.Generator,
-) -> Assignment:
-    """Matched units of every space that is seen at some value; signs are not part of the answer."""
+) -> tuple[Assignment, dict[str, Tensor]]:
+    """Match the units of every space that is seen at some value.
+
+    Returns:
+        The matching, whose signs mean nothing, and for each space which of the left units these inputs never move:
+        nothing is known of them.
+    """
     probe = Probe(model, spec, inputs)
     sights = {sight.node: sight for sight in probe.sights(left, generator)}
     first = probe.run(left, set(sights))
@@ -61,8 +66,17 @@ def activation_matching(
         signs,
     )
     if not terms:
-        return Assignment(problem)
-    return best_matching(problem, starts, generator)[0]
+        return Assignment(problem), {}
+    found = best_matching(problem, starts, generator)[0]
+    silent = {
+        space: torch.stack([_still(term.left, dim) for term, dim in problem.occurrences[space]]).all(0)
+        for space in problem.spaces
+    }
+    return found, silent
+
+
+def _still(value: Tensor, dim: int) -> Tensor:
+    return (value.movedim(dim, 0).reshape(value.shape[dim], -1) == 0).all(1)
 
 
 def _standard(value: Tensor, names: tuple[str | None, ...]) -> Tensor:

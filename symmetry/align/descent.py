@@ -8,14 +8,15 @@ has changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from symmetry.align.assignment import Assignment
 from symmetry.align.problem import Problem, Term
-from symmetry.align.steps import solve_family, solve_sign, solve_space
+from symmetry.align.steps import solve_family, solve_sign, solve_some, solve_space
 
 __all__ = ["best_matching", "complete_matching", "descend", "first_matching", "random_matching"]
 
@@ -122,12 +123,14 @@ def descend(state: Assignment, frozen: Collection[str] = ()) -> None:
             break
 
 
-def complete_matching(problem: Problem, units: Assignment) -> Assignment:
+def complete_matching(problem: Problem, units: Assignment, silent: Mapping[str, Tensor]) -> Assignment:
     """Units that were matched elsewhere (by their activations) stay; signs, rotations and other spaces fit the weights.
 
     Args:
         problem: of the weights.
         units: matched units of some spaces.
+        silent: for each of these, left units of which nothing was known: they and their partners are matched again,
+            among themselves.
     """
     alone = _Apart(problem.terms, problem.spaces, problem.within, problem.signs, problem.rotations)
     known = Assignment(alone, {name: value for name, value in units.right.items() if name in problem.occurrences})
@@ -137,6 +140,8 @@ def complete_matching(problem: Problem, units: Assignment) -> Assignment:
             _keep(known, factor)
     state = first_matching(alone, sites_of(alone), known)
     descend(state, kept)
+    if any(solve_some(state, space, silent[space]) for space in sorted(kept & set(silent))):
+        descend(state, kept)
     state.problem = problem
     return state
 

@@ -19,7 +19,7 @@ from symmetry.align.arrays import assign, gram, rotate
 from symmetry.align.assignment import Assignment
 from symmetry.align.descent import descend, first_matching, sites_of
 from symmetry.align.problem import Problem, Term
-from symmetry.align.steps import Totals, patterns
+from symmetry.align.totals import Totals, patterns
 
 __all__ = ["frank_wolfe_matching"]
 

@@ -52,7 +52,7 @@ class Universe:
 def align_many(
     spec: SymmetrySpec,
     states: Sequence[Mapping[str, Tensor]],
-    starts: int = 3,
+    starts: int = 2,
     generator: torch.Generator | None = None,
 ) -> Universe:
     """Carry several networks to one basis, by weights.

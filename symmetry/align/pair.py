@@ -28,12 +28,38 @@ def align(
     reference: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     method: str = "weights",
-    starts: int = 3,
+    starts: int = 2,
     generator: torch.Generator | None = None,
     model: nn.Module | None = None,
     inputs: Sequence[Any] | None = None,
 ) -> GroupElement:
-    """The element g of the group for which ``act(g, state)`` is close to the reference."""
+    """The element g of the group for which ``act(g, state)`` is close to the reference.
+
+    Scalings, invertible matrices and shifts are removed first (both networks are brought into one balanced gauge), then
+    units, signs and rotations are matched, then the matched network is carried into the gauge of the reference: ``g``
+    does all of it. What a random element did to a network is undone exactly.
+
+    Methods:
+        ``weights``: coordinate descent over spaces, each an exact assignment problem (Git Re-Basin, 2023). The default.
+        ``frank_wolfe``: all spaces at once on relaxed permutations (C2M3, 2024), rounded, then coordinate descent.
+            Slower; sometimes more similar.
+        ``activations``: units that answer alike to the same inputs; needs ``model`` and ``inputs``. Signs, rotations
+            and units that the inputs never move are matched by weights.
+
+    Args:
+        spec: the spec of both networks.
+        reference: the state to come close to.
+        state: the state to be carried there.
+        method: see above.
+        starts: how many times to start, from different orders of the spaces; the most similar result is kept.
+        generator: source of randomness from the third start on; a fresh one with seed 0 if ``None``.
+        model: the module, for activations; it is not changed.
+        inputs: one entry per argument of ``forward``, for activations; a few hundred rows.
+
+    Raises:
+        SpecError: if a state does not belong to the spec, the method is unknown, or activations lack model or inputs.
+        TraceError: if the model cannot be exported on these inputs.
+    """
     if method not in METHODS:
         raise SpecError(f"method={method!r}: unknown; expected one of {', '.join(METHODS)}")
     spec.check(reference)
@@ -44,8 +70,8 @@ def align(
     if method == "activations":
         if model is None or inputs is None:
             raise SpecError("method='activations' needs model and inputs: the module, and a tuple of its arguments")
-        units = activation_matching(spec, reference, state, model, inputs, starts, generator)
-        found = complete_matching(problem, units)
+        units, silent = activation_matching(spec, reference, state, model, inputs, starts, generator)
+        found = complete_matching(problem, units, silent)
     elif method == "frank_wolfe":
         found, _ = frank_wolfe_matching(problem, starts, generator)
     else:

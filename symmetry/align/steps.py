@@ -8,98 +8,16 @@ matching.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from symmetry.align.arrays import assign, gram, nuclear, polar
+from symmetry.align.arrays import assign, nuclear, polar
 from symmetry.align.assignment import Assignment
-from symmetry.align.problem import Term
+from symmetry.align.totals import Totals, collect, patterns
 
-__all__ = ["Totals", "collect", "solve_family", "solve_sign", "solve_space"]
-
-# Unknown signs of whole tensors double the assignment problems to solve; one at a time becomes known soon.
-MOST_UNKNOWN_SIGNS = 2
-Pattern = tuple[bool, ...]
-
-
-@dataclass(slots=True)
-class Totals:
-    """Inner products of units, summed over terms that the same signs act on.
-
-    Args:
-        bits: the sign factors to decide.
-        sums: for every pattern (which of the bits flips the term) a matrix (batch..., left units, right units).
-    """
-
-    bits: tuple[str, ...]
-    sums: dict[Pattern, Tensor]
-
-    def under(self, values: dict[str, bool]) -> Tensor:
-        """The inner products if the signs had these values."""
-        result: Tensor | None = None
-        for pattern, total in self.sums.items():
-            odd = sum(values[bit] for bit, acts in zip(self.bits, pattern, strict=True) if acts) % 2
-            part = -total if odd else total
-            result = part if result is None else result + part
-        assert result is not None  # noqa: S101 - callers have checked that there are sums
-        return result
-
-    def choices(self, bits: Sequence[str], fixed: dict[str, bool]) -> Tensor:
-        """All sign choices of some bits, the others fixed: (2 ** bits, batch..., left, right)."""
-        return torch.stack(
-            [self.under({**fixed, **dict(zip(bits, values, strict=True))}) for values in patterns(len(bits))]
-        )
-
-
-def patterns(count: int) -> list[Pattern]:
-    return list(itertools.product((False, True), repeat=count))
-
-
-def collect(state: Assignment, rows: tuple[str, ...], without: Sequence[str] = ()) -> Totals:
-    """Inner products of the units of ``rows`` (one space, or a space and one inside it) over all comparable terms.
-
-    Args:
-        state: what is known.
-        rows: the spaces whose units are compared; terms must be indexed by all of them.
-        without: spaces whose terms are left to others.
-    """
-    problem = state.problem
-    batch_names = problem.within.get(rows[0], ())
-    bits = [factor for row in rows for factor in problem.unit_signs[row]]
-    found: list[tuple[Term, tuple[int, ...]]] = []
-    for term, dim in problem.occurrences[rows[-1]]:
-        others = [name for place, name in enumerate(term.leaves) if place != dim and name not in rows[:-1]]
-        if (
-            any(name in without for name in others)
-            or not all(state.knows(name) for name in others)
-            or not set(rows[:-1]) <= set(term.leaves)
-        ):
-            continue
-        dims = (*(term.leaves.index(row) for row in rows[:-1]), dim)
-        unknown = [
-            factor
-            for factor, place in term.signs
-            if factor not in state.flips and factor not in bits and place not in dims
-        ]
-        if any(problem.signs[factor] is not None for factor in unknown):
-            continue
-        new = [factor for factor in dict.fromkeys(unknown) if factor not in bits]
-        if len([bit for bit in bits if problem.signs[bit] is None]) + len(new) <= MOST_UNKNOWN_SIGNS:
-            bits += new
-            found.append((term, dims))
-    sums: dict[Pattern, Tensor] = {}
-    for term, dims in found:
-        left, right = state.moved(term, dims)
-        batch = [term.leaves.index(name) for name in batch_names]
-        part = gram(left, right, batch, dims)
-        acting = [factor for factor, place in term.signs if place in dims or (place is None and factor in bits)]
-        pattern = tuple(acting.count(bit) % 2 == 1 for bit in bits)
-        sums[pattern] = sums[pattern] + part if pattern in sums else part
-    return Totals(tuple(bits), sums)
+__all__ = ["solve_family", "solve_sign", "solve_some", "solve_space"]
 
 
 def solve_space(state: Assignment, space: str, frozen: bool = False) -> float | None:
@@ -126,21 +44,45 @@ def solve_space(state: Assignment, space: str, frozen: bool = False) -> float | 
             trial.flips[bit] = torch.tensor(value)
         if rotated:
             trial.rotations[space] = polar(scores)
-            value = float(nuclear(scores).sum())
+            worth = float(nuclear(scores).sum())
         else:
             left, right = _current(state, space) if frozen else assign(scores, state.right.get(space))
             trial.right[space] = right
             if scores.shape[-1] != scores.shape[-2]:
                 trial.left[space] = left
-            value = float(_pick(scores, left, right).double().sum())
+            worth = float(_pick(scores, left, right).double().sum())
             _set_flips(trial, bits, choice, left, right)
-        if best is None or value > best[0]:
-            best = value, trial
+        if best is None or worth > best[0]:
+            best = worth, trial
     assert best is not None  # noqa: S101 - there is at least one pattern
     before = _value_now(state, space, totals)
     if before is None or best[0] > before:
         _replace(state, best[1])
     return float("inf") if before is None else best[0] - before
+
+
+def solve_some(state: Assignment, space: str, rows: Tensor) -> bool:
+    """Match some left units of a space again, among the right units they now have; whether anything changed.
+
+    Args:
+        state: changed in place.
+        space: one that lies within no other.
+        rows: which units, booleans.
+    """
+    chosen = rows.nonzero().flatten()
+    if len(chosen) < 2 or state.problem.within.get(space) or space in state.left:
+        return False
+    totals = collect(state, (space,))
+    if not totals.sums:
+        return False
+    loose = {bit: bool(state.flips[bit]) for bit in totals.bits if bit not in state.problem.unit_signs[space]}
+    scores = totals.choices(state.problem.unit_signs[space], loose).amax(0)
+    old = state.right[space]
+    _, order = assign(scores[chosen][:, old[chosen]])
+    new = old.clone()
+    new[chosen] = old[chosen][order]
+    state.right[space] = new
+    return not torch.equal(new, old)
 
 
 def solve_family(state: Assignment, space: str, children: Sequence[str]) -> bool:

@@ -56,7 +56,7 @@ def match_widths(
     a: Mapping[str, Tensor],
     spec_b: SymmetrySpec,
     b: Mapping[str, Tensor],
-    starts: int = 3,
+    starts: int = 2,
     generator: torch.Generator | None = None,
 ) -> WidthMatching:
     """Match the units of two networks that differ in widths only, by their weights.
