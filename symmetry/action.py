@@ -105,7 +105,11 @@ def act(spec: SymmetrySpec, element: GroupElement, state: Mapping[str, Tensor]) 
         source = spec.tensors[name].tied_to or name
         key = (id(tensor), source)
         if key not in done:
-            tensor = _act_on(spec, element, source, tensor, slots.get(source, []), turns.get(source, []), moved)
+            mine = [
+                (turn, space, matrix, None if turn.gain is None else _gain(spec, turn.gain, space, state))
+                for turn, space, matrix in turns.get(source, [])
+            ]
+            tensor = _act_on(spec, element, source, tensor, slots.get(source, []), mine, moved)
             done[key] = _shift(spec, source, tensor, shifts.get(source, []))
         result[name] = done[key]
     return result
@@ -166,13 +170,26 @@ def _active_matrices(element: GroupElement) -> dict[str, list[tuple[LinearSlot, 
     return found
 
 
+def _gain(spec: SymmetrySpec, name: str, space: str, state: Mapping[str, Tensor]) -> Tensor:
+    """The gains of a space's units, float64, from the state as it was before anything acted.
+
+    Raises:
+        SpecError: if a gain is zero: nothing of that unit passes, and there is nothing to divide by.
+    """
+    block = next(b for b in tensor_blocks(spec.axes[name]) if space in map(leaf_name, b.leaves))
+    values = block.read(state[name].detach()).reshape(-1).to(torch.float64)
+    if bool((values == 0).any()):
+        raise SpecError(f"{name}: a gain of zero, which cannot be folded; expected gains other than 0")
+    return values
+
+
 def _act_on(
     spec: SymmetrySpec,
     element: GroupElement,
     name: str,
     tensor: Tensor,
     slots: list[tuple[Slot, str | None, Tensor, bool]],
-    turns: list[tuple[LinearSlot, str, Tensor]],
+    turns: list[tuple[LinearSlot, str, Tensor, Tensor | None]],
     moved: set[str],
 ) -> Tensor:
     axes, offset = spec.axes[name], spec.tensors[name].positive_offset
@@ -189,9 +206,12 @@ def _act_on(
     result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     for number, block in enumerate(tensor_blocks(axes)):
         values = _permute(spec, element, block, block.read(tensor), moved)
-        for turn, space, matrix in turns:
+        for turn, space, matrix, gain in turns:
             if turn.block == number:
+                shape = [-1 if dim == turn.leaf else 1 for dim in range(len(block.leaves))]
+                values = values if gain is None else values * gain.to(values.device).reshape(shape)
                 values = _turn(spec, block, values, turn.leaf, space, matrix)
+                values = values if gain is None else values / gain.to(values.device).reshape(shape)
         mine = [item for item in slots if item[0].block == number]
         if mine:
             logs, flips = _multiplier(spec, block, mine)

@@ -42,12 +42,17 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class LinearSlot:
-    """Where a matrix acts: along one leaf of one block of a tensor, as M or (``inverse``) as its inverse transpose."""
+    """Where a matrix acts: along one leaf of one block of a tensor, as M or (``inverse``) as its inverse transpose.
+
+    With a ``gain`` (the gain g of an RMSNorm between the units and this tensor, which stays as it is) the entries are
+    multiplied by g before and divided by g after.
+    """
 
     tensor: str
     block: int
     leaf: int
     inverse: bool
+    gain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,7 +296,7 @@ class SymmetrySpec:
             "pinned": [_record(pin) for pin in self.pinned],
             "activations": {name: list(found) for name, found in self.activations.items()},
             "linear": [
-                {**_record(factor), "slots": [[s.tensor, s.block, s.leaf, s.inverse] for s in factor.slots]}
+                {**_record(factor), "slots": [[s.tensor, s.block, s.leaf, s.inverse, s.gain] for s in factor.slots]}
                 for factor in self.linear
             ],
             "shifts": [
@@ -345,7 +345,9 @@ class SymmetrySpec:
                         str(factor["kind"]),
                         str(factor["space"]),
                         int(factor["size"]),
-                        tuple(LinearSlot(str(t), int(b), int(k), bool(i)) for t, b, k, i in factor["slots"]),
+                        tuple(
+                            LinearSlot(str(t), int(b), int(k), bool(i), gain) for t, b, k, i, gain in factor["slots"]
+                        ),
                     )
                     for factor in value.get("linear", ())
                 ),

@@ -11,14 +11,18 @@ from symmetry.spec import SymmetrySpec
 from symmetry.trace.axis_pass import AxisPass
 from symmetry.trace.derive import Derivation
 from symmetry.trace.export import Graph, export
-from symmetry.trace.rewrite import drop_checks, fold_numbers, take_apart
+from symmetry.trace.rewrite import drop_checks, fold_numbers, fuse_rms_norms, take_apart
 from symmetry.trace.rules import rule_table
 
 __all__ = ["derive", "rule_table", "trace"]
 
 
 def trace(
-    model: nn.Module, example_inputs: Sequence[Any], strict: bool = False, frozen_buffers: bool = False
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    strict: bool = False,
+    frozen_buffers: bool = False,
+    fold_gains: bool = False,
 ) -> SymmetrySpec:
     """Derive the symmetry group of a model from its operations.
 
@@ -31,6 +35,9 @@ def trace(
         example_inputs: one entry per argument of ``forward``; a tuple.
         strict: raise on an operation without a rule instead of pinning.
         frozen_buffers: let buffers (running statistics) be permuted but not scaled.
+        fold_gains: let orthogonal matrices act on residual streams under RMSNorm. Behind a norm with gain g a weight W
+            then becomes ``W diag(g) M^T diag(1 / g)``, so that g must have no zeros. Without it such a stream has
+            permutations and signs.
 
     Returns:
         The spec; it depends on the architecture only, not on the values of the weights.
@@ -38,14 +45,18 @@ def trace(
     Raises:
         TraceError: if the model cannot be exported or, in strict mode, an operation has no rule.
     """
-    return derive(export(model, example_inputs), model, strict, frozen_buffers)
+    return derive(export(model, example_inputs), model, strict, frozen_buffers, fold_gains)
 
 
-def derive(graph: Graph, model: nn.Module, strict: bool = False, frozen_buffers: bool = False) -> SymmetrySpec:
+def derive(
+    graph: Graph, model: nn.Module, strict: bool = False, frozen_buffers: bool = False, fold_gains: bool = False
+) -> SymmetrySpec:
     """Derive the group from operations that are exported already; see :func:`trace`. The graph is used up."""
     drop_checks(graph)
     fold_numbers(graph)
     take_apart(graph)
+    if fold_gains:
+        fuse_rms_norms(graph)
     state = model.state_dict(keep_vars=True)
     canonical: dict[int, str] = {}
     used = set(graph.tensors.values())

@@ -18,7 +18,8 @@ from symmetry.spec import Pin, SymmetrySpec, TensorInfo
 from symmetry.trace.axes import AxisNode, factors, leaves, parts, root
 from symmetry.trace.axis_pass import AxisPass, Value, references
 from symmetry.trace.expressions import Expression, Field, Variable, complement, null_space, vanishes
-from symmetry.trace.gauge_pass import GaugePass, LinearPass, cut
+from symmetry.trace.gauge_pass import GaugePass, cut
+from symmetry.trace.linear_pass import LinearPass, MatrixGroup
 from symmetry.trace.sines import Sines, is_virtual, sine_biases, virtual
 
 __all__ = ["Derivation"]
@@ -87,8 +88,8 @@ class Derivation:
         return [leaf for leaf in self.names if not leaf.reasons]
 
     @cached_property
-    def matrices(self) -> dict[AxisNode, tuple[str, dict[Variable, int]]]:
-        """The leaves along which any invertible (or orthogonal) matrix may act, and which tensors carry its inverse."""
+    def matrices(self) -> dict[AxisNode, MatrixGroup]:
+        """The leaves along which any invertible (or orthogonal) matrix may act, and how tensors carry it."""
         walk = LinearPass(self.walk, Field("sign"), self.frozen_buffers, "linear")
         walk.run()
         found = {leaf: walk.solve(leaf) for leaf in self.free}
@@ -191,9 +192,9 @@ class Derivation:
     def _linear(self) -> tuple[LinearFactor, ...]:
         """The factors on whose spaces matrices act."""
         found = []
-        for leaf, (kind, parities) in self.matrices.items():
+        for leaf, (kind, parities, gains) in self.matrices.items():
             slots = [
-                LinearSlot(variable.tensor, variable.block, variable.leaf, bool(parity))
+                LinearSlot(variable.tensor, variable.block, variable.leaf, bool(parity), gains.get(variable))
                 for variable, parity in sorted(parities.items(), key=lambda item: self._rank(item[0]))
                 if variable.leaf is not None
             ]
@@ -210,7 +211,7 @@ class Derivation:
             Those common to whole spaces, and those with one value per unit of a space that the matrices lie within.
         """
         algebra, common, units = Field(kind), [], dict[AxisNode, list[Expression]]()
-        for leaf, (group, parities) in self.matrices.items():
+        for leaf, (group, parities, _) in self.matrices.items():
             if group == "orthogonal" and kind == "scale":
                 continue
             whole: Expression = {}
@@ -253,11 +254,16 @@ class Derivation:
         dimension = len(complement(gauge.field, known, common))
         taken: set[str] = set()
         for leaf, name in self.names.items():
-            if leaf in self.matrices:
+            group = self.matrices.get(leaf)
+            if group is not None and not group.gains:
                 continue
             variables = sorted(gauge.unit_variables.get(leaf, []), key=self._rank)
             copies = math.prod(other.size for other in self.within.get(leaf, []))
-            solutions, shifts = _apart(null_space(gauge.field, variables, gauge.unit_rows.get(leaf, [])))
+            rows = list(gauge.unit_rows.get(leaf, []))
+            if group is not None:
+                # Beside the matrices only a gain and what is behind it have factors of their own.
+                rows += [{variable: Fraction(1)} for variable in group.parities if variable not in group.gains]
+            solutions, shifts = _apart(null_space(gauge.field, variables, rows))
             candidates = complement(gauge.field, known_units.get(leaf, []), solutions)
             for vector in [*candidates, *shifts]:
                 constant: Expression = {}

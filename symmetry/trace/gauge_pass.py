@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from symmetry.errors import TraceError
-from symmetry.trace.axes import AxisNode, leaves, root
+from symmetry.trace.axes import AxisNode, root
 from symmetry.trace.axis_pass import AxisPass, references
 from symmetry.trace.export import Node, Ref
 from symmetry.trace.expressions import Expression, Field, Variable
 from symmetry.trace.rules import rule_for
 from symmetry.trace.sines import virtual
 
-__all__ = ["Cell", "GaugePass", "GaugeValue", "LinearPass", "cut"]
+__all__ = ["Cell", "GaugePass", "GaugeValue", "cut"]
 
 Leaves = tuple[AxisNode, ...]
 
@@ -267,82 +267,3 @@ class GaugePass:
     def result_dims(self, node: Node) -> list[AxisNode]:
         """The axes that the first walk gave a node's value."""
         return self.axes.value(Ref(node.name)).dims
-
-
-@dataclass(slots=True)
-class LinearPass(GaugePass):
-    """The same walk, asking along which leaves any invertible matrix M may act.
-
-    An expression along a leaf is one variable here, or nothing where a value is constant along it. The variable says
-    whether its tensor carries M (0) or its inverse transpose (1): tensors that are added carry the same, tensors that
-    are contracted along the leaf the opposite. Whatever is not linear along a leaf breaks it.
-    """
-
-    broken: set[AxisNode] = default(default_factory=set)
-    ties: dict[AxisNode, list[tuple[Variable, Variable, int]]] = default(default_factory=dict)
-
-    def _variables(self, tensor: str, used: bool) -> GaugeValue:
-        walk, dims = self.axes, tuple(self.axes.tensors[tensor])
-        frozen = self.frozen_buffers and tensor in walk.graph.buffers
-        if used and (frozen or tensor not in walk.floating or tensor in walk.offsets):
-            self.broken.update(leaf for axis in dims for leaf in leaves(axis))
-        # Both classes are dataclasses with slots, for which super() without arguments does not work.
-        value = GaugePass._variables(self, tensor, used)
-        for place in np.ndindex(value.cells.shape):
-            value.cells[place] = Cell({}, value.cells[place].units)
-        self.common_variables.clear()
-        return value
-
-    def vanish(self, leaf: AxisNode, expression: Expression) -> None:
-        """What is not linear happens along the leaf."""
-        if expression:
-            self.broken.add(leaf)
-
-    def same(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
-        """Two values that are added carry the same matrix; a constant cannot be added to what carries one."""
-        self._tie(leaf, first, second, 0)
-
-    def cancel(self, leaf: AxisNode, first: Expression, second: Expression) -> None:
-        """Of two values that are contracted, one carries M and one its inverse transpose."""
-        self._tie(leaf, first, second, 1)
-
-    def merge(self, leaf: AxisNode, first: Expression, second: Expression, exponent: int | Fraction = 1) -> Expression:
-        """A product keeps the matrix of one side if the other is constant along the leaf."""
-        if second and (first or exponent != 1):
-            self.broken.add(leaf)
-        return first or second
-
-    def _tie(self, leaf: AxisNode, first: Expression, second: Expression, parity: int) -> None:
-        if first and second:
-            self.ties.setdefault(leaf, []).append((next(iter(first)), next(iter(second)), parity))
-        elif first or second:
-            self.broken.add(leaf)
-
-    def solve(self, leaf: AxisNode) -> tuple[str, dict[Variable, int]] | None:
-        """The group of a leaf and, for each variable, whether it carries the inverse transpose.
-
-        Returns:
-            ``("linear", parities)``; ``("orthogonal", zeros)`` if an odd cycle ties M to its own inverse transpose;
-            ``None`` if something breaks the leaf.
-        """
-        variables = self.unit_variables.get(leaf, [])
-        if leaf in self.broken or leaf.size < 2 or not variables:
-            return None
-        neighbours: dict[Variable, list[tuple[Variable, int]]] = {variable: [] for variable in variables}
-        for one, two, parity in self.ties.get(leaf, []):
-            neighbours[one].append((two, parity))
-            neighbours[two].append((one, parity))
-        found: dict[Variable, int] = {}
-        odd = False
-        for start in variables:
-            pending = [start] if start not in found else []
-            found.setdefault(start, 0)
-            while pending:
-                variable = pending.pop()
-                for other, parity in neighbours[variable]:
-                    value = found[variable] ^ parity
-                    if other not in found:
-                        found[other] = value
-                        pending.append(other)
-                    odd |= found[other] != value
-        return ("orthogonal", dict.fromkeys(found, 0)) if odd else ("linear", found)

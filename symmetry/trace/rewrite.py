@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from symmetry.trace.export import Graph, Node, Ref
 
-__all__ = ["drop_checks", "fold_numbers", "permuted_places", "take_apart", "view_groups"]
+__all__ = ["drop_checks", "fold_numbers", "fuse_rms_norms", "permuted_places", "take_apart", "view_groups"]
 
 Groups: TypeAlias = list[tuple[list[int], list[int]]]
 
@@ -252,6 +252,67 @@ def fold_numbers(graph: Graph) -> None:
             made = replace(node, args=own(node.args, node.name), kwargs=own(dict(node.kwargs), node.name))
             nodes.append(made)
     graph.nodes = nodes
+
+
+def fuse_rms_norms(graph: Graph) -> None:
+    """Rewrite a graph in place: ``x * rsqrt(mean(x^2) + eps)``, times a gain or not, becomes one operation.
+
+    Its arguments are x and the gain. Spelled out, the product of x with something made of x looks non-linear.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    tensors = set(graph.tensors)
+    users: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for reference in _references((node.args, dict(node.kwargs))):
+            users.setdefault(reference.name, []).append(node)
+
+    def behind(value: Any, *operations: str) -> Node | None:
+        """The node that makes a value, if it is one of these operations and nobody else reads it."""
+        node = by_name.get(value.name) if isinstance(value, Ref) else None
+        return node if node is not None and node.operation in operations and len(users[node.name]) == 1 else None
+
+    def statistic(value: Any, x: Ref) -> bool:
+        root = behind(value, "aten.rsqrt.default")
+        added = behind(root.args[0], "aten.add.Tensor", "aten.add.Scalar") if root else None
+        mean = behind(added.args[0], "aten.mean.dim") if added and not isinstance(added.args[1], Ref) else None
+        if mean is None or len(mean.args) < 3 or not mean.args[2]:
+            return False
+        square = behind(mean.args[0], "aten.pow.Tensor_Scalar", "aten.mul.Tensor")
+        ndim = len(square.shapes[0] or ()) if square else 0
+        if square is None or [dim % ndim for dim in mean.args[1]] != [ndim - 1]:
+            return False
+        return square.args == ((x, 2) if square.operation.startswith("aten.pow") else (x, x))
+
+    made: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.operation == "aten.mul.Tensor" and all(isinstance(item, Ref) for item in node.args):
+            for x, other in (node.args, node.args[::-1]):
+                if statistic(other, x):
+                    made[node.name] = replace(node, operation="symmetry.rms_norm", args=(x, None), kwargs={})
+    for name, node in list(made.items()):
+        last, steps = node, [name]
+        while len(users.get(last.name, [])) == 1 and users[last.name][0].operation == "aten._to_copy.default":
+            last = users[last.name][0]
+            steps.append(last.name)
+        after = users[last.name][0] if len(users.get(last.name, [])) == 1 else None
+        gains = [item for item in after.args if isinstance(item, Ref) and item.name in tensors] if after else []
+        if after is not None and after.operation == "aten.mul.Tensor" and len(gains) == 1:
+            made[after.name] = replace(after, operation="symmetry.rms_norm", args=(node.args[0], gains[0]), kwargs={})
+            for step in steps:
+                made[step] = replace(by_name[step], operation="")
+    graph.nodes = [made.get(node.name, node) for node in graph.nodes]
+    graph.nodes = _alive([node for node in graph.nodes if node.operation], graph)
+
+
+def _alive(nodes: list[Node], graph: Graph) -> list[Node]:
+    """The nodes that some output still needs."""
+    needed = {reference.name for reference in graph.outputs}
+    kept = []
+    for node in reversed(nodes):
+        if node.name in needed:
+            kept.append(node)
+            needed |= {reference.name for reference in _references((node.args, dict(node.kwargs)))}
+    return kept[::-1]
 
 
 def drop_checks(graph: Graph) -> None:

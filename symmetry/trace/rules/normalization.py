@@ -10,6 +10,7 @@ from symmetry.trace.axes import Reason, join, split_product
 from symmetry.trace.axis_pass import AxisPass, Value
 from symmetry.trace.export import Node
 from symmetry.trace.gauge_pass import GaugePass, GaugeValue
+from symmetry.trace.linear_pass import LinearPass
 from symmetry.trace.rules import register
 
 
@@ -141,6 +142,32 @@ class InstanceNorm:
         return (value, *(None for _ in node.shapes[1:]))
 
 
+class RMSNorm:
+    """``x / sqrt(mean(x^2) + eps)`` over the last dimension, times a gain; only where gains are folded."""
+
+    summary: str = "the axis is mixed; signs of units pass; orthogonal matrices pass, conjugated by the gain behind it"
+
+    def axes(self, walk: AxisPass, node: Node) -> Value:
+        value = walk.value(node.args[0])
+        walk.mixes.append((value.dims[-1:], value.dims[:-1]))
+        if node.args[1] is not None:
+            gain = walk.value(node.args[1])
+            walk.note(gain, "norm.weight", {0: "out"})
+            join(gain.dims[0], value.dims[-1])
+        return Value(value.dims)
+
+    def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
+        value = walk.value(node.args[0])
+        gain = None if node.args[1] is None else walk.axes.graph.tensors[node.args[1].name]
+        if isinstance(walk, LinearPass):
+            return walk.normed(value, gain)
+        value = walk.kill(value) if walk.kind == "scale" else value
+        if node.args[1] is None:
+            return value
+        own = attach(walk, walk.value(node.args[1]), value.dims, [len(value.dims) - 1])
+        return multiply(walk, value, own, value.dims)
+
+
 class Softmax:
     """Exponentials that sum to one along a dimension."""
 
@@ -167,6 +194,7 @@ def normalised(walk: GaugePass, value: GaugeValue, places: Sequence[int]) -> Gau
 
 register(BatchNorm(), "aten._native_batch_norm_legit_no_training.default")
 register(InstanceNorm(), "aten._native_batch_norm_legit.no_stats")
+register(RMSNorm(), "symmetry.rms_norm")
 register(LayerNorm(), "aten.native_layer_norm.default")
 register(GroupNorm(), "aten.native_group_norm.default")
 register(Softmax(), "aten._softmax.default", "aten._log_softmax.default", "aten._safe_softmax.default")
