@@ -29,6 +29,7 @@ from metanet.io import open_atomic
 __all__ = ["is_script", "read_script", "script_root", "write_script"]
 
 MAX_DEPTH = 64
+MAX_WALK = 2 * MAX_TENSORS
 # What torch's own pickler for programs writes around plain lists and dictionaries.
 _LISTS = {f"torch.jit._pickle.build_{kind}list" for kind in ("int", "tensor", "double", "bool")}
 _TAG = "torch.jit._pickle.restore_type_tag"
@@ -105,8 +106,8 @@ class _Walk:
     ) -> Iterator[tuple[str, TensorRef, bool]]:
         # Modules that hold one another twice over would be walked exponentially often.
         self.steps += 1
-        if self.steps > 10 * MAX_TENSORS:
-            raise refuse(f"its modules take more than {10 * MAX_TENSORS} steps to list")
+        if self.steps > MAX_WALK:
+            raise refuse(f"its modules take more than {MAX_WALK} steps to list")
         if isinstance(value, TensorRef):
             yield ".".join(path), value, listed
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 import metanet
 from metanet.checkpoint import save_checkpoint
 from metanet.errors import CheckpointError
+from tests.checkpoint import onnx_bytes
 
 from .pickles import agent_state, agent_zip, state, torch_bytes
 
@@ -24,11 +27,27 @@ def _safetensors() -> bytes:
         return path.read_bytes()
 
 
+def _npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: tensor.numpy() for name, tensor in state().items()})
+    return buffer.getvalue()
+
+
+def _script() -> bytes:
+    buffer = io.BytesIO()
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    torch.jit.save(torch.jit.script(model), buffer)
+    return buffer.getvalue()
+
+
 FILES = {
     "torch": torch_bytes({"epoch": 3, "state_dict": state()}),
     "legacy": torch_bytes(state(), legacy=True),
     "agent": agent_zip(torch_bytes(agent_state())),
     "safetensors": _safetensors(),
+    "npz": _npz(),
+    "script": _script(),
+    "onnx": onnx_bytes.mlp(dict(state())),
 }
 
 

@@ -17,13 +17,14 @@ from .attack import Attack
 from .container_attacks import DAMAGED, ZIPS
 from .content_attacks import CONTENT
 from .format_attacks import FOLDERS, KERAS, LIGHTNING, NPZ, SCRIPTS
+from .onnx_attacks import ONNX, RUNS
 from .pickles import MARKER, Payload, agent_state, agent_zip, malicious_data, state, torch_bytes, write
 from .safetensors_attacks import SAFETENSORS
 from .torch_attacks import RUNS_CODE, TAKES_MEMORY
 
 ATTACKS = (
     *RUNS_CODE, *TAKES_MEMORY, *ZIPS, *DAMAGED, *CONTENT, *SAFETENSORS, *ARCHITECTURES, *NPZ, *SCRIPTS, *LIGHTNING,
-    *FOLDERS, *KERAS,
+    *FOLDERS, *KERAS, *ONNX,
 )  # fmt: skip
 NEEDS_H5PY = {attack.name for attack in KERAS}
 
@@ -61,6 +62,17 @@ def test_refused(attack: Attack, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     if attack.tensor:
         assert f"tensor '{attack.tensor}" in message
     assert not any(found.name == MARKER for found in folder.rglob("*")), "the payload ran"
+
+
+@pytest.mark.parametrize(("name", "says", "content"), RUNS, ids=[name for name, _, _ in RUNS])
+def test_graphs_that_are_refused_when_run(name: str, says: str, content: bytes, folder: Path) -> None:
+    checkpoint = metanet.load(write(folder, f"{name}.onnx", content))
+    assert torch.equal(checkpoint.state["w"], torch.ones(3))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.model()(torch.zeros(7, 3))
+    assert says in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert caught.value.hint
 
 
 def test_control_the_payload_works(folder: Path) -> None:

@@ -132,6 +132,7 @@ class _Planner:
         self.reader = reader
         self.taken: set[str] = set()
         self.folders: set[str] = set()
+        self.numbers: dict[str, int] = {}
         self.all: list[Constant] = []
 
     def graph(self, graph: Graph, above: list[dict[str, Constant | None]]) -> None:
@@ -188,10 +189,13 @@ class _Planner:
     def path(self, label: str) -> tuple[str, ...]:
         """The name in the file as a path of modules; the same text wherever a module can have that name."""
         parts = tuple(_part(part) for part in label.split("."))
-        number = 1
+        if any(".".join(parts[:i]) in self.taken for i in range(1, len(parts))):
+            # A tensor already has the name that a module on the way would need.
+            parts = (_part(label.replace(".", "/")),)
+        last = parts[-1]
         while self.clashes(parts):
-            number += 1
-            parts = (*parts[:-1], f"{_part(label.rpartition('.')[2])}#{number}")
+            self.numbers[label] = self.numbers.get(label, 1) + 1
+            parts = (*parts[:-1], f"{last}#{self.numbers[label]}")
         name = ".".join(parts)
         self.taken.add(name)
         self.folders.update(".".join(parts[:i]) for i in range(1, len(parts)))
@@ -199,8 +203,7 @@ class _Planner:
 
     def clashes(self, parts: tuple[str, ...]) -> bool:
         name = ".".join(parts)
-        above = (".".join(parts[:i]) for i in range(1, len(parts)))
-        return name in self.taken or name in self.folders or any(folder in self.taken for folder in above)
+        return name in self.taken or name in self.folders
 
 
 _MODULE_NAMES = frozenset(dir(torch.nn.Module())) | {"plan", "fixed", "input_names", "output_names", "tensor"}
