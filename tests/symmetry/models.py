@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from symmetry import SymmetrySpec
+
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """Build a module without touching the global generator."""
@@ -150,7 +152,14 @@ class ActorCritic(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, its input shape, and its group: permutations, sign bits, and dimensions of the continuous parts."""
+    """A network, its input shapes, and its group: permutations, sign bits, and dimensions of the continuous parts.
+
+    Args:
+        shape: of the first input.
+        more: shapes of further inputs.
+        words: inputs are integers below this number, not normal draws.
+        pinned: operations that rightly keep an axis fixed.
+    """
 
     name: str
     build: Callable[[], nn.Module]
@@ -160,6 +169,33 @@ class Subject:
     scales: int
     linear: int = 0
     orthogonal: int = 0
+    more: tuple[tuple[int, ...], ...] = ()
+    words: int = 0
+    pinned: tuple[str, ...] = ()
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Example inputs, the same ones each time."""
+        shapes = enumerate((self.shape, *self.more), 1)
+        if self.words:
+            seeds = [(shape, torch.Generator().manual_seed(seed)) for seed, shape in shapes]
+            return tuple(torch.randint(self.words, shape, generator=generator) for shape, generator in seeds)
+        return tuple(draw(*shape, seed=seed) for seed, shape in shapes)
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """The numbers in the order of :func:`group_of`."""
+        return self.permutations, self.signs, self.scales, self.linear, self.orthogonal
+
+
+def group_of(spec: SymmetrySpec) -> tuple[int, ...]:
+    """Order of permutations, sign bits, dimensions of scalings, general linear and orthogonal factors."""
+    return (
+        spec.permutation_order,
+        spec.sign_bits,
+        spec.scale_dimension,
+        spec.linear_dimension,
+        spec.orthogonal_dimension,
+    )
 
 
 SUBJECTS = (
