@@ -21,6 +21,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from symmetry.action import leaf_name, tensor_blocks
+from symmetry.align.arrays import placed
 from symmetry.align.matrix_gauge import balanced_matrices
 from symmetry.elements import GroupElement
 from symmetry.spec import Factor, SymmetrySpec
@@ -73,6 +74,8 @@ def _balanced_scalings(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> Group
             sorted(scales, key=lambda f: _rank(scales, f)), key=lambda factor: factor.space
         )
     ]
+    for group in groups:
+        group.set_aside()
     for _ in range(PASSES):
         if max((group.pin(everything=True) for group in groups), default=0.0) < SETTLED:
             break
@@ -80,6 +83,8 @@ def _balanced_scalings(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> Group
         for group in groups:
             group.pin(everything=False)
             group.balance()
+    for group in groups:
+        group.take_back()
     logs = {name: value for group in groups for name, value in group.logs().items()}
     return GroupElement(spec, neutral.permutations, {**neutral.log_scales, **logs}, neutral.flips)
 
@@ -109,6 +114,18 @@ class _Energies:
     state: Mapping[str, Tensor]
     squares: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     logs: dict[tuple[str, int], dict[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    whole: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, place: _Place, units: Tensor) -> None:
+        """Leave some units of a block out of every sum, until :meth:`unmask`."""
+        self.of(place)
+        squares = self.squares[place.key]
+        self.whole.setdefault(place.key, squares)
+        self.squares[place.key] = torch.where(placed(units, place.dims, squares.ndim), 0.0, squares)
+
+    def unmask(self, place: _Place) -> None:
+        """Take them in again."""
+        self.squares[place.key] = self.whole.get(place.key, self.squares[place.key])
 
     def move(self, place: _Place, step: Tensor) -> None:
         known = self.logs.setdefault(place.key, {})
@@ -159,9 +176,39 @@ class _Group:
         rows = np.array([place.exponents for place in self.places]).reshape(-1, len(factors))
         self.pinned = _independent(rows, lambda chosen: not _escapes(rows, _free(rows[chosen], rows.shape[1])))
         self.complete = _independent(rows, lambda chosen: len(chosen) == rows.shape[1], self.pinned)
+        self.idle: Tensor | None = None
         self.directions = _free(rows[self.pinned], rows.shape[1])
         # A block that carries the space twice (a recurrent matrix) moves under both of its sides: half a step is safe.
         self.damping = 0.5 if len({place.key for place in self.places}) < len(self.places) else 1.0
+
+    def set_aside(self) -> None:
+        """Leave the outgoing weights of units without incoming ones out of every norm.
+
+        Nothing says how large they are: they could be made as small as one likes at no price.
+        """
+        if len(self.factors) > 1 or not self.places:
+            return
+        pivot = self.places[0]
+        rates = [float(place.exponents[0]) for place in self.places]
+        same = [place for place, rate in zip(self.places, rates, strict=True) if rate * rates[0] > 0]
+        blank = torch.stack([self.energies.of(place) == 0 for place in same]).all(0)
+        if bool(blank.any()) and pivot.dims:
+            self.idle = blank
+            for place in self.places:
+                self.energies.mask(place, blank)
+
+    def take_back(self) -> None:
+        """Give the units that were set aside outgoing weights of norm one."""
+        if self.idle is None:
+            return
+        for place in self.places:
+            self.energies.unmask(place)
+        others = [place for place in self.places if float(place.exponents[0]) * float(self.places[0].exponents[0]) < 0]
+        if others:
+            energy = sum((self.energies.of(place) for place in others), torch.zeros(()))
+            alive = self.idle & (energy > 0)
+            step = torch.where(alive, -0.5 * torch.where(alive, energy, 1.0).log() / float(others[0].exponents[0]), 0.0)
+            self._move(step[None])
 
     def pin(self, everything: bool) -> float:
         """Make the norms at the pinned places one; the largest step in logarithms."""
