@@ -1,4 +1,4 @@
-"""Transformers as people write them, with groups derived by hand: fused and separate projections, every kind of place."""
+"""Transformers as people write them, with groups derived by hand: fused and separate projections, many styles."""
 
 from __future__ import annotations
 
@@ -272,8 +272,8 @@ class FusedGLU(nn.Module):
         return self.head(x + self.down(functional.gelu(gate) * y))
 
 
-# Letters: G is the number of norms, each with a gain per unit whose sign and scale the readers take up; a LayerNorm lets
-# only the sign of a whole stream pass, an RMSNorm that of each unit. GL: Q with K and V with O, n^2 per head each.
+# Letters: G is the number of norms, each with a gain per unit whose sign and scale the readers take up; a LayerNorm
+# lets only the sign of a whole stream pass, an RMSNorm that of each unit. GL: Q with K and V with O, n^2 per head each.
 SEQUENCE = (7, 5, 3)
 TRANSFORMERS = (
     # stream 4!, two hidden layers 5!, two blocks of 2! heads. G = 5: 20 + the stream's sign. GL: 2 blocks 2 heads 2 4.
@@ -282,16 +282,16 @@ TRANSFORMERS = (
     Subject("vit, layer scale", lambda: ViT(scaled=True), (7, 1, 4, 4), f(4) * f(5) ** 2 * 4, 21 + 8, 20 + 8, 32),
     # As the ViT, but the readers of the last norm are the embedding itself: its gain is not free, 4 less each.
     Subject("gpt, tied embedding", GPT, (7, 5), f(4) * f(5) ** 2 * f(2) ** 2, 16 + 1, 16, 32, words=6),
-    # stream 4!, hidden 5!, two groups of keys 2!, in each two queries 2!. Signs: stream 4, G = 3: 12, u against d 5, and
-    # queries against keys. Both have one factor per group and pair that turns together, 4; found are those that are a
-    # product of one per group and one per pair, 3. Scales: 12 + 5 + 3. GL: values of 4 units in two groups.
+    # stream 4!, hidden 5!, two groups of keys 2!, in each two queries 2!. Signs: stream 4, G = 3: 12, u against d 5,
+    # and queries against keys. Both have one factor per group and pair that turns together, 4; found are those that are
+    # a product of one per group and one per pair, 3. Scales: 12 + 5 + 3. GL: values of 4 units in two groups.
     Subject("llama", Llama, (7, 5), f(4) * f(5) * 2 * 2**2, 4 + 12 + 5 + 3, 12 + 5 + 3, 32, words=6),
     # One stream, for both (one axis of the decoder's fused projection reads both), hidden 6! 5!, three attentions of 2!
     # heads. G = 5: 20 + the sign of either stream; relu layers 6 + 5 scales. GL: 3 attentions 2 heads 2 4.
     Subject("translator", Translator, SEQUENCE, f(4) * f(6) * f(5) * 2**3, 20 + 2, 20 + 11, 48),
-    # tanh 4!, heads 2!, units 3! that all heads share by the gains. Signs: tanh 4; per unit three of q, k and both gains,
-    # 3 3 = 9, and one against the other per head, 1 more (true: 2 more for head by unit). Scales: the gains against each
-    # other 3. GL: V with O 2 9, and O with the head 16.
+    # tanh 4!, heads 2!, units 3! that all heads share by the gains. Signs: tanh 4; per unit three of q, k and both
+    # gains, 3 3 = 9, and one against the other per head, 1 more (true: 2 more for head by unit). Scales: the gains
+    # against each other 3. GL: V with O 2 9, and O with the head 16.
     Subject("shared norms of queries and keys", QKNorm, SEQUENCE, f(4) * 2 * f(3), 4 + 9 + 1, 3, 18 + 16),
     # stream 4!, hidden 5!, heads 2! with the columns of the table. G = 2: 8 + the stream's sign; relu 5 scales.
     # Its rows are looked up by place and stay where they are.
@@ -313,7 +313,7 @@ TRANSFORMERS = (
     Subject("multi-query attention", FewKeys, SEQUENCE, f(4) * f(3), 4, 0, 8),
     # relu 4! with 4 scales; hidden 5!, where the half that is not gated has sign and scale.
     Subject("fused gated layer", FusedGLU, (7, 3), f(4) * f(5), 5, 4 + 5),
-    # tanh 4!; the slopes tell the heads apart. True: GL 2 heads 2 4 = 16. Found: one matrix for both heads, 2 4, and one
-    # head against the other by sign and by scale, 2 each.
+    # tanh 4!; the slopes tell the heads apart. True: GL 2 heads 2 4 = 16. Found: one matrix for both heads, 2 4, and
+    # one head against the other by sign and by scale, 2 each.
     Subject("slopes", Slopes, SEQUENCE, f(4), 4 + 2, 2, 8),
 )

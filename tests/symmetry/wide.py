@@ -280,14 +280,15 @@ def volumes() -> nn.Module:
     )
 
 
-# Batch norm with its buffers has, for each channel, two scales (the convolution against mean, and variance against gain)
-# and one sign; relu behind it one scale more.
+# Batch norm with its buffers has, for each channel, two scales (the convolution against mean, and variance against
+# gain) and one sign; relu behind it one scale more.
 IMAGE, SEQUENCE = (7, 3, 8, 8), (7, 5, 3)
 CONVOLUTIONS = (
-    # stream 4! and hidden 6!. Signs: each unit of the stream against its own depthwise kernel 4, the depthwise layer as a
-    # whole against the norm's gain 1, gain against its readers 4, layer scale against the rows before it 4.
+    # stream 4! and hidden 6!. Signs: each unit of the stream against its own depthwise kernel 4, the depthwise layer as
+    # a whole against the norm's gain 1, gain against its readers 4, layer scale against the rows before it 4.
     Subject("convnext", ConvNeXt, IMAGE, f(4) * f(6), 4 + 1 + 4 + 4, 4 + 4 + 4),
-    # 4! 3! 3!, a sign each. Scales: one for a unit, and two for each norm that reads it: 4 by three, 3 by two, 3 by one.
+    # 4! 3! 3!, a sign each. Scales: one for a unit, and two for each norm that reads it: 4 by three, 3 by two, 3 by
+    # one.
     Subject("densenet", DenseNet, (7, 2, 4, 4), f(4) * f(3) ** 2, 10, 4 * 7 + 3 * 5 + 3 * 3),
     Subject("squeeze and excite", SqueezeExcite, IMAGE, f(5) ** 2 * f(3), 0, 5 + 5 + 3),
     # Filters and gates are one space in each of two layers, 3! with three signs of tanh; skips 5! with relu. The stream
@@ -299,7 +300,8 @@ CONVOLUTIONS = (
     Subject("instance norm", instance_normed, IMAGE, f(4), 4, 4),
     # 20 channels of batch norm; relu on 4, 3, 3 and the sum of 5.
     Subject("bottleneck", Bottleneck, IMAGE, f(4) * f(3) ** 2 * f(5), 20, 2 * 20 + 15),
-    # 4 + 6 + 6 + 4 channels of batch norm; hard swish stops what comes after; relu on 2. The projection writes the stream.
+    # 4 + 6 + 6 + 4 channels of batch norm; hard swish stops what comes after; relu on 2. The projection writes the
+    # stream.
     Subject("inverted residual", InvertedResidual, IMAGE, f(4) * f(6) * f(2), 20, 2 * 20 + 2),
     Subject("volumes", volumes, (7, 2, 4, 4, 4), f(3) * f(4), 3, 2 * 3 + 3 + 4),
     # relu on 4 channels, each of two places that stay in their order; batch norm and relu on 5.
@@ -319,7 +321,8 @@ OTHERS = (
     # relu 4!, experts 3!, in each of them 5! of its own, relu 4!.
     Subject("experts", Experts, (7, 3), f(4) * f(3) * f(5) ** 3 * f(4), 0, 4 + 3 * 5 + 4),
     Subject("ensemble", Ensemble, (7, 3), f(3) * f(4) ** 3, 0, 3 * 4),
-    # Scaling rows by r scales the output's unit i by the sum of r_u^2: all r must be equal, and the reader takes r^2 up.
+    # Scaling rows by r scales the output's unit i by the sum of r_u^2: all r must be equal, and the reader takes r^2
+    # up.
     Subject("tied autoencoder", TiedMLP, (7, 4), f(5), 0, 1),
     # Direction and length: the sign and the length of each direction vector, and relu.
     Subject("weight norm", weight_normed, (7, 3), f(4), 4, 4 + 4),
@@ -346,8 +349,8 @@ OTHERS = (
     Subject("relu rnn", lambda: Recurrent(nn.RNN, nonlinearity="relu"), SEQUENCE, f(4), 0, 4),
     Subject("gru cell", lambda: CellLoop(nn.GRUCell), (7, 3, 3), f(4), 4, 0),
     Subject("lstm cell", lambda: CellLoop(nn.LSTMCell), (7, 3, 3), f(4), 4, 0),
-    # Signs: all rows of either matrix against its norm's gain, 1 and 1; all cells against their norm's gain and the gains
-    # of the candidates, 1; each unit behind the cell's norm, 4.
+    # Signs: all rows of either matrix against its norm's gain, 1 and 1; all cells against their norm's gain and the
+    # gains of the candidates, 1; each unit behind the cell's norm, 4.
     Subject("lstm, layer norm", NormedLSTM, (7, 3, 3), f(4), 1 + 1 + 1 + 4, 0),
 )
 WIDE = TRANSFORMERS + CONVOLUTIONS + OTHERS
