@@ -85,7 +85,8 @@ def scatter_nd(run: Any, node: Node, x: Tensor, index: Tensor, updates: Tensor) 
         return flat.index_put((place,), values).reshape(x.shape)
     if kind == b"add":
         return flat.index_add(0, place, values).reshape(x.shape)
-    return flat.index_reduce(0, place, values, REDUCTIONS[kind]).reshape(x.shape)
+    places = place.reshape(-1, *[1] * (values.ndim - 1)).expand(values.shape)
+    return flat.scatter_reduce(0, places, values, REDUCTIONS[kind]).reshape(x.shape)
 
 
 @operator("OneHot", static=(1, 2))

@@ -106,6 +106,9 @@ def is_inf(run: Any, node: Node, x: Tensor) -> Tensor:
 
 @operator("PRelu")
 def prelu(run: Any, node: Node, x: Tensor, slope: Tensor) -> Tensor:
+    if run.opset < 7 and slope.numel() in (1, x.shape[1]):
+        # One slope, or one for each channel, whatever the number of axes.
+        return functional.prelu(x, slope.reshape(-1))
     if slope.ndim and slope.shape[0] == slope.numel() == x.shape[1] and slope.ndim == x.ndim - 1:
         return functional.prelu(x, slope.reshape(-1))
     return torch.where(x > 0, x, slope * x)
