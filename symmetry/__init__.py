@@ -17,6 +17,7 @@ from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
 from symmetry.frames import canonicalize, gauge_distance
+from symmetry.null_directions import NullDirections, null_directions
 from symmetry.order import smooth, total_variation
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
@@ -32,6 +33,7 @@ __all__ = [
     "Fixed",
     "GroupElement",
     "NeuronSpace",
+    "NullDirections",
     "Pin",
     "Product",
     "SpecError",
@@ -53,6 +55,7 @@ __all__ = [
     "interpolate",
     "match_widths",
     "repair",
+    "null_directions",
     "rule_table",
     "smooth",
     "testing",
