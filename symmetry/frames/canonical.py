@@ -15,6 +15,7 @@ from symmetry.frames.matrices import canonical_matrix
 from symmetry.frames.parts import make_parts
 from symmetry.frames.permutations import canonical_permutations
 from symmetry.frames.scales import canonical_scales
+from symmetry.frames.shifts import canonical_shifts
 from symmetry.frames.signs import canonical_signs
 from symmetry.spec import SymmetrySpec
 
@@ -27,8 +28,9 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
     """The element g that brings a state to its canonical form ``spec.act(g, state)``.
 
     All states of one orbit, ``spec.act(h, state)`` for any h, have the same canonical form, up to rounding. The steps,
-    each on what the one before has left: scalings (:mod:`symmetry.frames.scales`), signs, the order of units, and
-    matrices. Computed in float64 on the CPU, whatever the dtype of the state.
+    each on what the one before has left: shifts of sines' biases (to the period around 0), scalings
+    (:mod:`symmetry.frames.scales`), signs, the order of units, and matrices. Computed in float64 on the CPU, whatever
+    the dtype of the state.
 
     Limits. Where two units that are not interchangeable have the same features up to rounding, or a statistic vanishes
     up to rounding, the form may jump. Along spaces of matrices, blocks that are zero where others are read through
@@ -58,6 +60,8 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
         nonlocal at, total
         at, total = spec.act(element, at), element @ total
 
+    for shift in spec.shifts:
+        then(replace(neutral, shifts={**neutral.shifts, shift.name: canonical_shifts(spec, at, shift)}))
     scales = canonical_scales(spec, make_parts(spec, at), gauge)
     if scales:
         then(replace(neutral, log_scales=scales))
@@ -90,8 +94,9 @@ def gauge_distance(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str =
 
     Returns:
         By ``"kind name"``: for ``scale`` the root mean square of the log-scales that lead there, for ``sign`` the share
-        of flips, for ``permutation`` the share of units that move, for ``linear`` and ``orthogonal`` the Frobenius norm
-        of M - 1 over the square root of n (root mean square over copies).
+        of flips, for ``permutation`` the share of units that move, for ``shift`` the mean number of steps, for
+        ``linear`` and ``orthogonal`` the Frobenius norm of M - 1 over the square root of n (root mean square over
+        copies).
 
     Args:
         spec: the spec of the architecture.
@@ -112,6 +117,8 @@ def gauge_distance(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str =
         else:
             distance = element.flips[factor.name].to(torch.float64).mean()
         found[f"{factor.kind} {factor.name}"] = float(distance)
+    for shift in spec.shifts:
+        found[f"shift {shift.name}"] = float(element.shifts[shift.name].abs().to(torch.float64).mean())
     for linear in spec.linear:
         off = element.matrices[linear.space] - torch.eye(linear.size, dtype=torch.float64)
         found[f"{linear.kind} {linear.space}"] = float((off.square().sum((-2, -1)) / linear.size).mean().sqrt())

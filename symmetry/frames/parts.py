@@ -38,7 +38,8 @@ class Part:
         tensor: the (first) tensor it is from.
         rank: its place along the data flow, unique in a list of parts.
         names: for each dimension its space or fixed axis; ``None`` for a fixed axis without a name.
-        values: float64, one dimension per leaf; a running variance with its epsilon added.
+        values: float64, one dimension per leaf; a running variance with its epsilon added, a weight behind a gain that
+            is folded into it with that gain.
         outer: for each dimension, the dimensions of the spaces that its own space lies within.
         scales: where scalings act.
         signs: where signs act.
@@ -76,10 +77,13 @@ def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> list[Part]:
         for slot in factor.slots:
             slots.setdefault((slot.tensor, slot.block), []).append((factor, slot.leaf, float(slot.exponent)))
     turned: dict[tuple[str, int], dict[int, bool | None]] = {}
+    gains: dict[tuple[str, int], list[tuple[int, str]]] = {}
     for linear in spec.linear:
         for place in linear.slots:
             flag = None if linear.kind == "orthogonal" else place.inverse
             turned.setdefault((place.tensor, place.block), {})[place.leaf] = flag
+            if place.gain is not None:
+                gains.setdefault((place.tensor, place.block), []).append((place.leaf, place.gain))
     spaces = {space.name for space in spec.spaces}
     found = []
     for index, (name, info) in enumerate(spec.tensors.items()):
@@ -101,15 +105,23 @@ def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> list[Part]:
                 PartSlot(factor, () if leaf is None else (*outer[leaf], leaf), exponent)
                 for factor, leaf, exponent in mine
             ]
+            values = block.read(wide)
+            for leaf, gain in gains.get((name, number), []):
+                # Matrices act on a weight together with the gain before it; so do the gain's own factors.
+                values = values * onto(state[gain].detach().to("cpu", torch.float64).reshape(-1), (leaf,), len(names))
+                placed += [
+                    PartSlot(factor, () if theirs is None else (*outer[leaf], leaf), exponent)
+                    for factor, theirs, exponent in slots.get((gain, 0), [])
+                ]
             found.append(
                 Part(
                     tensor=name,
                     rank=(info.order, index, number),
                     names=names,
-                    values=block.read(wide),
+                    values=values,
                     outer=outer,
-                    scales=tuple(slot for slot in placed if slot.factor.kind == "scale"),
-                    signs=tuple(slot for slot in placed if slot.factor.kind == "sign"),
+                    scales=_merged(placed, "scale"),
+                    signs=_merged(placed, "sign"),
                     matrices=turned.get((name, number), {}),
                     kind=info.kind,
                     buffer=info.buffer,
@@ -117,6 +129,20 @@ def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> list[Part]:
                 )
             )
     return sorted(found, key=lambda part: part.rank)
+
+
+def _merged(slots: Iterable[PartSlot], kind: str) -> tuple[PartSlot, ...]:
+    """The slots of one kind, exponents of one place added up (signs: modulo two), without those that do nothing."""
+    totals: dict[tuple[str, tuple[int, ...]], float] = {}
+    factors: dict[str, Factor] = {}
+    for slot in slots:
+        if slot.factor.kind == kind:
+            factors[slot.factor.name] = slot.factor
+            key = (slot.factor.name, slot.dims)
+            totals[key] = totals.get(key, 0.0) + (slot.exponent if kind == "scale" else 1.0)
+    if kind == "sign":
+        totals = {key: total % 2 for key, total in totals.items()}
+    return tuple(PartSlot(factors[name], dims, total) for (name, dims), total in totals.items() if total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -14,7 +15,7 @@ import symmetry
 from symmetry import GroupElement, SpecError, SymmetrySpec
 from symmetry.verify import generic_state
 
-from .families import FACTS, LoRALinear, Stages
+from .families import FACTS, LoRALinear, Stages, SwiGLU
 from .models import SUBJECTS, draw, mlp, seeded
 from .test_elements import wreath
 
@@ -34,19 +35,30 @@ NAMES = (
     "lora",
     "prelu",
     "tied linear autoencoder",
+    "siren",
+    "sine before a relu",
+    "gains folded",
 )
-KINDS = ("permutation", "scale", "sign", "linear", "orthogonal")
+EXTRA: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "siren": (lambda: mlp([2, 5, 4, 2], torch.sin), (7, 2)),
+    "sine before a relu": (lambda: Stages(nn.Linear(2, 4), torch.sin, torch.relu, nn.Linear(4, 1)), (7, 2)),
+    "gains folded": (SwiGLU, (7, 3)),
+}
+KINDS = ("permutation", "scale", "sign", "linear", "orthogonal", "shift")
 State = dict[str, Tensor]
 
 
 @cache
 def case(name: str) -> tuple[nn.Module, SymmetrySpec, State, tuple[int, ...]]:
     """A model in float64, its spec, a state in general position, and the shape of its inputs."""
-    subject = next(subject for subject in (*SUBJECTS, *FACTS) if subject.name == name)
-    model = seeded(subject.build).eval()
-    spec = symmetry.trace(model, (draw(*subject.shape),))
+    known = {subject.name: (subject.build, subject.shape) for subject in (*SUBJECTS, *FACTS)}
+    build, shape = (known | EXTRA)[name]
+    model = seeded(build).eval()
+    spec = symmetry.trace(model, (draw(*shape),), fold_gains=name == "gains folded")
     state = generic_state(spec, model.state_dict(), torch.Generator().manual_seed(0))
-    return model.to(torch.float64), spec, state, subject.shape
+    if spec.shifts:
+        state = {key: 5 * value if key.endswith("bias") else value for key, value in state.items()}
+    return model.to(torch.float64), spec, state, shape
 
 
 def form(spec: SymmetrySpec, state: State, gauge: str = "unit") -> State:
@@ -161,6 +173,20 @@ def test_balanced_gauge_of_batch_norm_keeps_variances_at_one() -> None:
     outgoing = reader.square().sum((0, 2, 3))
     assert torch.allclose(incoming, gain.square(), rtol=1e-9)
     assert torch.allclose(gain.square() + shift.square(), outgoing, rtol=1e-9)
+
+
+def test_sines_are_moved_to_the_period_around_zero() -> None:
+    _, spec, state, _ = case("siren")
+    canonical = form(spec, state)
+    for name in ("0.bias", "2.bias"):
+        assert float(canonical[name].abs().max()) <= torch.pi / 2 + 1e-12
+        assert float(state[name].abs().max()) > torch.pi / 2
+
+
+def test_folded_gains_become_one() -> None:
+    _, spec, state, _ = case("gains folded")
+    assert torch.allclose(form(spec, state)["n.weight"], torch.tensor(1.0, dtype=torch.float64), atol=1e-10)
+    assert spec.orthogonal_dimension == 6
 
 
 def test_gauges_of_thin_matrices() -> None:
@@ -287,16 +313,16 @@ def test_fresh_thin_matrices_whose_product_is_zero() -> None:
 
 
 def test_gauge_distance() -> None:
-    for name in ("conv, batch norm", "encoder layer", "mlp tanh"):
+    for name in ("conv, batch norm", "encoder layer", "siren", "mlp tanh"):
         _, spec, state, _ = case(name)
         far = symmetry.gauge_distance(spec, state)
         near = symmetry.gauge_distance(spec, form(spec, state))
         assert far.keys() == near.keys()
         kinds = {key.split(" ", 1)[0] for key in far}
         assert {"permutation", "sign"} <= kinds
-        assert len(far) == len(spec.permuted) + len(spec.factors) + len(spec.linear)
+        assert len(far) == len(spec.permuted) + len(spec.factors) + len(spec.linear) + len(spec.shifts)
         for kind in kinds:
-            assert max(value for key, value in far.items() if key.startswith(kind)) > 1e-2
+            assert max(value for key, value in far.items() if key.startswith(kind)) > 1e-2, kind
         assert max(near.values()) < 1e-8
     scaled = spec.act(element_of(spec, 1, ("sign",)), form(spec, state))
     assert max(symmetry.gauge_distance(spec, scaled).values()) > 0.2
