@@ -39,10 +39,13 @@ class UnknownArchitecture(Architecture):
         object.__setattr__(self, "_shapes", MappingProxyType(shapes))
 
     def _refuse(self) -> NoReturn:
+        default = (
+            "name a Python factory, a function that returns (model, example_inputs), with factory=; "
+            "or give the architecture with architecture="
+        )
         raise CheckpointError(
             f"what is computed with its tensors is not known: {self.reason.reason}",
-            hint="name a Python factory, a function that returns (model, example_inputs), with factory=; "
-            "or give the architecture with architecture=",
+            hint=self.reason.hint if "factory=" in self.reason.hint else default,
             file=self.reason.file,
             tensor=self.reason.tensor,
         )

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import metanet
+from tests.checkpoint import test_onnx_format
 from tests.checkpoint import test_other_formats as formats
 from tests.golden.generate import digest
 
@@ -21,6 +22,7 @@ CASES = {
     "model.h5": formats.TestKerasWholeModel,
     "model.keras": formats.TestKerasArchive,
     "folder": formats.TestShards,
+    "network.onnx": test_onnx_format.TestOnnx,
 }
 
 
