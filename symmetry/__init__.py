@@ -16,7 +16,9 @@ from symmetry.align import (
 from symmetry.analyze import SymmetryReport, analyze
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError, SymmetryError, TraceError
+from symmetry.factors import LinearFactor, LinearSlot, ShiftFactor, ShiftStep, Slot
 from symmetry.frames import canonicalize, gauge_distance
+from symmetry.moments import act_fisher, act_gradient, act_optimizer
 from symmetry.null_directions import NullDirections, null_directions
 from symmetry.order import smooth, total_variation
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
@@ -32,10 +34,15 @@ __all__ = [
     "Factor",
     "Fixed",
     "GroupElement",
+    "LinearFactor",
+    "LinearSlot",
     "NeuronSpace",
     "NullDirections",
     "Pin",
     "Product",
+    "ShiftFactor",
+    "ShiftStep",
+    "Slot",
     "SpecError",
     "SymmetryError",
     "SymmetryReport",
@@ -46,6 +53,9 @@ __all__ = [
     "Verification",
     "WidthMatching",
     "act",
+    "act_fisher",
+    "act_gradient",
+    "act_optimizer",
     "align",
     "align_many",
     "analyze",
