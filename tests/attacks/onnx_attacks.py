@@ -121,6 +121,13 @@ def endless(name: str, says: str, nodes: Sequence[bytes], tensors: Sequence[byte
     return name, says, made.model(content)
 
 
+def _body(inner: bytes | None) -> bytes:
+    """A loop's body that always goes on, around another one."""
+    inside = [made.node("Identity", "h", "g")] if inner is None else [made.node("Loop", "_ c h", "g", body=inner)]
+    inputs = [made.value("i", (), 7), made.value("c", (), 9), made.value("h", (7, 3))]
+    return made.graph([made.node("Identity", "c", "d"), *inside], [], inputs, ["d", "g"])
+
+
 def _many(count: int) -> torch.Tensor:
     return torch.tensor([count, count], dtype=torch.int64)
 
@@ -138,6 +145,30 @@ RUNS = (
         "makes a tensor of shape",
         [made.node("Range", "a b c", "z"), made.node("Add", "z x", "y")],
         [made.tensor(n, torch.tensor(v)) for n, v in (("a", 0), ("b", 1 << 62), ("c", 1))],
+    ),
+    endless(
+        "tile",
+        "makes a tensor of shape [7000000, 3000000]",
+        [made.node("Tile", "x s", "y")],
+        [made.tensor("s", _many(1_000_000))],
+    ),
+    endless(
+        "expand",
+        "makes a tensor of shape [1000000, 1000000, 7, 3]",
+        [made.node("Unsqueeze", "x t", "z"), made.node("Expand", "z s", "y")],
+        [
+            made.tensor("s", torch.tensor([1_000_000, 1_000_000, 1, 1])),
+            made.tensor("t", torch.tensor([0, 1])),
+        ],
+    ),
+    endless(
+        "pad", "makes a tensor of shape", [made.node("Pad", "x s", "y")], [made.tensor("s", _many(1 << 40).repeat(2))]
+    ),
+    endless(
+        "loops",
+        "its loops take more than 1000 steps",
+        [made.node("Loop", "_ yes x", "y", body=_body(_body(None)))],
+        [made.tensor("yes", torch.tensor(True))],
     ),
     endless("reads_nothing", "which nothing gives", [made.node("Add", "x nowhere", "y")]),
     endless("missing_attribute", "failed on inputs", [made.node("DepthToSpace", "x", "y")]),

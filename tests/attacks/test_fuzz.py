@@ -97,6 +97,59 @@ def test_any_damage(kind: str, tmp_path: Path) -> None:
     check()
 
 
+def _graph() -> bytes:
+    """A graph with shape arithmetic, a branch and a loop in it."""
+    made = onnx_bytes
+    body = made.graph(
+        [made.node("Add", "h w", "g"), made.node("Identity", "c", "d")],
+        [],
+        [made.value("i", (), 7), made.value("c", (), 9), made.value("h", (7, 4))],
+        ["d", "g"],
+    )
+    branch = made.graph([made.node("Relu", "b", "t")], [], [], ["t"])
+    nodes = [
+        made.node("Shape", "x", "s"), made.node("Gather", "s one", "n"), made.node("Concat", "minus n", "z", axis=0),
+        made.node("Reshape", "x z", "v"), made.node("Pad", "v pads", "p"), made.node("Slice", "p one many zero", "a"),
+        made.node("Add", "a w", "b"), made.node("If", "yes", "q", then_branch=branch, else_branch=branch),
+        made.node("Loop", "three yes q", "r", body=body), made.node("Softmax", "r", "y", axis=1),
+    ]  # fmt: skip
+    tensors = [
+        made.tensor("w", torch.ones(4)), made.tensor("one", torch.tensor([1]), "typed"),
+        made.tensor("many", torch.tensor([99])), made.tensor("pads", torch.tensor([1, 0, 0, 0])),
+        made.tensor("zero", torch.tensor([0])), made.tensor("minus", torch.tensor([-1])),
+        made.tensor("yes", torch.tensor(True)), made.tensor("three", torch.tensor(3)),
+    ]  # fmt: skip
+    return made.model(made.graph(nodes, tensors, [made.value("x", ("n", 4))], ["y"]))
+
+
+def test_any_damage_to_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opens is also run: it gives tensors, or is refused in words."""
+    monkeypatch.setattr("metanet.checkpoint.onnx.module.MAX_STEPS", 1000)
+    content = _graph()
+    path = tmp_path / "a.onnx"
+    path.write_bytes(content)
+    assert metanet.load(path).model()(torch.zeros(7, 4)).shape == (7, 4)
+    ran = []
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(damages(len(content)))
+    def check(changes: list[tuple[str, int, bytes]]) -> None:
+        path.write_bytes(_apply(content, changes))
+        try:
+            model = metanet.load(path).model()
+            model(*[torch.zeros(7, 4)] * len(model.input_names))
+        except CheckpointError as error:
+            refusal = error
+        else:
+            ran.append(changes)
+            return
+        assert str(refusal).isprintable()
+        assert refusal.hint
+
+    check()
+    assert ran, "without damage that goes unnoticed nothing was run"
+
+
 def test_the_undamaged_files_open(tmp_path: Path) -> None:
     for data in FILES.values():
         (tmp_path / "a.bin").write_bytes(data)

@@ -27,8 +27,13 @@ __all__ = ["OnnxModule", "runtime_inputs", "unknown_operator"]
 
 # Above this, what a graph fills with one number is a tensor; below, it may be a shape.
 MAX_STATIC = 1 << 12
-MAX_ELEMENTS = 1 << 33
-_FAILURES = (RuntimeError, IndexError, ValueError, TypeError, KeyError, NotImplementedError, AttributeError)
+# What a few numbers in a file may blow up to: eight gigabytes in float32.
+MAX_ELEMENTS = 1 << 31
+# Loops inside loops could keep a small file busy for ever.
+MAX_STEPS = 5_000_000
+_FAILURES = (
+    RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError, AssertionError,
+)  # fmt: skip
 
 
 def runtime_inputs(graph: Graph) -> list[Input]:
@@ -62,6 +67,7 @@ class Run:
         self.plan = module.plan
         self.opset = module.plan.model.opsets.get("", 1)
         self.scope: _Scope | None = None
+        self.steps = 0
         # Somebody may have called `.double()`: then float in the file means double now.
         self.now: dict[torch.dtype, torch.dtype] = {}
         for constant in self.plan.stored:
@@ -173,6 +179,9 @@ class Run:
 
     def node(self, node: Node, scope: _Scope) -> None:
         """Run one node and keep what it gives."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(f"its loops take more than {MAX_STEPS} steps", hint="give shorter inputs")
         rule = rule_for(node.domain, node.operator)
         if rule is None:
             raise unknown_operator(node)

@@ -132,6 +132,11 @@ def _split(run: Any, node: Node, x: Array, sizes: Array | None = None) -> Any:
     return tuple(np.split(x, np.cumsum(chosen)[:-1].astype(int), axis))
 
 
+def _tile(run: Any, node: Node, x: Array, repeats: Array) -> Any:
+    run.check_size([size * int(n) for size, n in zip(x.shape, repeats, strict=True)], node)
+    return np.tile(x, repeats)
+
+
 def _transpose(run: Any, node: Node, x: Array) -> Any:
     return np.transpose(x, node.attributes.get("perm"))
 
@@ -154,5 +159,5 @@ STATIC: dict[str, Callable[..., Any]] = {
     **{name: _sum(function) for name, function in SUMS.items()},
     "Mod": _modulo, "Slice": _slice, "Gather": _gather, "Concat": _concat, "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze, "Reshape": _reshape, "Cast": _cast, "Where": _where, "Expand": _expand, "Split": _split,
-    "Transpose": _transpose, "NonZero": _non_zero, "ScatterND": _scatter_nd,
+    "Transpose": _transpose, "NonZero": _non_zero, "Tile": _tile, "ScatterND": _scatter_nd,
 }  # fmt: skip

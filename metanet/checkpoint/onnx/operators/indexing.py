@@ -92,6 +92,7 @@ def scatter_nd(run: Any, node: Node, x: Tensor, index: Tensor, updates: Tensor) 
 @operator("OneHot", static=(1, 2))
 def one_hot(run: Any, node: Node, index: Tensor, depth: Any, values: Any) -> Tensor:
     count = int(depth.reshape(-1)[0])
+    run.check_size([*index.shape, count], node)
     off, on = run.as_tensor(values)
     axis = node.attributes.get("axis", -1)
     places = _wrapped(index, count).unsqueeze(axis if axis >= 0 else index.ndim + 1 + axis)

@@ -135,6 +135,7 @@ def resize(run: Any, node: Node, x: Tensor, roi: Any = None, scales: Any = None,
     elif scales is not None:
         for axis, factor in zip(axes, scales.tolist(), strict=True):
             factors[axis], target[axis] = factor, math.floor(x.shape[axis] * factor)
+    run.check_size(target, node)
     native = _native(x, node, mode if mode != "bilinear" else "linear", transform, target, factors)
     if native is not None:
         return native

@@ -117,11 +117,14 @@ def slice_(
 
 @operator("Expand", static=(1,))
 def expand(run: Any, node: Node, x: Tensor, target: Any) -> Tensor:
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(target.tolist())))
+    sizes = torch.broadcast_shapes(tuple(x.shape), tuple(target.tolist()))
+    run.check_size(sizes, node)
+    return x.expand(sizes)
 
 
 @operator("Tile", static=(1,))
 def tile(run: Any, node: Node, x: Tensor, repeats: Any) -> Tensor:
+    run.check_size([size * int(n) for size, n in zip(x.shape, repeats, strict=True)], node)
     return x.repeat([int(n) for n in repeats])
 
 
@@ -136,6 +139,7 @@ def pad(run: Any, node: Node, x: Tensor, pads: Any = None, value: Any = None, ax
     half = len(amounts) // 2
     chosen = list(range(x.ndim)) if axes is None else [int(axis) % x.ndim for axis in axes]
     sides = {axis: (amounts[i], amounts[half + i]) for i, axis in enumerate(chosen)}
+    run.check_size([n + sum(sides.get(i, (0, 0))) for i, n in enumerate(x.shape)], node)
     if mode == b"constant" or not any(any(pair) for pair in sides.values()):
         flat = [side for axis in reversed(range(x.ndim)) for side in sides.get(axis, (0, 0))]
         return functional.pad(x, flat, value=constant)
@@ -198,6 +202,7 @@ def range_(run: Any, node: Node, start: Any, limit: Any, delta: Any) -> Any:
 def eye_like(run: Any, node: Node, x: Any) -> Tensor:
     kind = run.dtype(node.attributes["dtype"], node) if "dtype" in node.attributes else run.as_tensor(x).dtype
     rows, columns = x.shape
+    run.check_size([rows, columns], node)
     difference = torch.arange(columns)[None] - torch.arange(rows)[:, None]
     return (difference == node.attributes.get("k", 0)).to(kind)
 
