@@ -18,7 +18,15 @@ from symmetry.frames.parts import make_parts
 from symmetry.frames.scales import canonical_scales
 from symmetry.spec import SymmetrySpec
 
-__all__ = ["MatrixReport", "SpaceReport", "SymmetryReport", "analyze", "describe_conditions", "known_roles"]
+__all__ = [
+    "MatrixReport",
+    "SpaceReport",
+    "SymmetryReport",
+    "analyze",
+    "describe_conditions",
+    "known_roles",
+    "unit_names",
+]
 
 
 def analyze(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> SymmetryReport:
