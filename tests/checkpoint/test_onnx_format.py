@@ -236,6 +236,39 @@ def test_weights_in_a_loop(tmp_path: Path) -> None:
     assert symmetry.verify(checkpoint.model(), (x,), checkpoint.spec, trials=2).passed
 
 
+def test_operators_that_the_file_defines(tmp_path: Path) -> None:
+    """A layer as a function of the file, called twice, with a slope that it passes on and a weight of its own."""
+    own = torch.tensor([1.0, 2.0, 3.0])
+    reference_to_slope = made.field(1, "alpha") + made.field(21, "slope") + made.field(20, 1)
+    body = [
+        made.node("Constant", "", "scale", value=own),
+        made.node("Constant", "", "one", value=torch.tensor(1.0)),
+        made.node("Gemm", "h w b", "p", transB=1),
+        made.node("Add", "one scale", "unused"),
+        made.node("Identity", "p", "q"),
+        made.node("LeakyRelu", "q", "g") + made.field(5, reference_to_slope),
+    ]
+    function = made.field(1, "Layer") + b"".join(made.field(4, text) for text in ("h", "w", "b")) + made.field(5, "g")
+    function += b"".join(made.field(7, item) for item in body) + made.field(10, "mine")
+    nodes = [
+        made.node("Layer", "x 0.weight 0.bias", "h", domain="mine", slope=0.5),
+        made.node("Layer", "h 2.weight 2.bias", "y", domain="mine", slope=1.0),
+    ]
+    tensors = [made.tensor(n, t) for n, t in STATE.items()]
+    content = made.model(made.graph(nodes, tensors, [X], ["y"]), more=made.field(25, function))
+    checkpoint = open_model(tmp_path, content)
+    (x,) = checkpoint.architecture.example_inputs()
+    hidden = nn.functional.leaky_relu(x @ STATE["0.weight"].t() + STATE["0.bias"], 0.5)
+    assert torch.allclose(checkpoint.model()(x), hidden @ STATE["2.weight"].t() + STATE["2.bias"], atol=1e-6)
+    assert checkpoint.spec.scale_dimension == 5
+    assert "scale" in checkpoint.state
+    endless = made.field(1, "Layer") + made.field(4, "h") + made.field(5, "g") + made.field(10, "mine")
+    endless += made.field(7, made.node("Layer", "h", "g", domain="mine"))
+    content = made.model(made.graph(nodes, tensors, [X], ["y"]), more=made.field(25, endless))
+    with pytest.raises(CheckpointError, match="calls itself"):
+        open_model(tmp_path, content).model()(x)
+
+
 def test_names_that_no_module_can_have(tmp_path: Path) -> None:
     names = ["a", "a.b", "forward", "x..y", "train.w", "plan", "/l/0:1", "onnx::MatMul_3", "c.d", "c"]
     generator = torch.Generator().manual_seed(0)
@@ -347,7 +380,7 @@ def test_architecture_is_a_value(tmp_path: Path) -> None:
     assert one != wider
     assert pickle.loads(pickle.dumps(one)) == one
     assert "inputs x" in repr(one)
-    assert one.to_json()["options"]["operators"] == {"Gemm": 2, "Tanh": 1}
+    assert one.to_json()["options"]["operators"] == "2 Gemm, 1 Tanh"
     with pytest.raises(CheckpointError, match="unknown architecture family 'onnx'"):
         metanet.Architecture.from_json(one.to_json())
 

@@ -28,6 +28,7 @@ OPEN_SIZES = (16, 32, 64, 128, 224, 256, 512, 576, 640, 1024, 4096, 16000)
 # Integers below these are tried as input: tokens, bytes, flags.
 OPEN_VALUES = (100, 2)
 MAX_INPUT = 1 << 26
+MAX_NAMED = 12
 
 
 class OnnxArchitecture(Architecture):
@@ -51,9 +52,6 @@ class OnnxArchitecture(Architecture):
     def __init__(self, plan: Plan, digest: str, inputs: Sequence[Any] | None = None) -> None:
         if plan.unknown is not None:
             raise unknown_operator(plan.unknown)
-        if plan.model.functions:
-            names = clean(", ".join(plan.model.functions), 80)
-            raise CheckpointError(f"defines its own operators ({names})", hint="export it with functions inlined")
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "digest", digest)
         object.__setattr__(self, "family", ONNX)
@@ -71,18 +69,20 @@ class OnnxArchitecture(Architecture):
         object.__setattr__(self, "options", MappingProxyType(self._summary()))
 
     def _summary(self) -> dict[str, Any]:
-        counts = Counter(node.operator for node in _nodes(self.plan.model.graph))
-        described = {
-            value.name: [str(DTYPES.get(value.kind, value.kind)).removeprefix("torch."), list(value.shape or ())]
+        counts = Counter(node.operator for node in _nodes(self.plan.model.graph)).most_common()
+        operators = ", ".join(f"{count} {clean(name, 40)}" for name, count in counts[:MAX_NAMED])
+        described = [
+            f"{clean(value.name, 60)}: {str(DTYPES.get(value.kind, value.kind)).removeprefix('torch.')} "
+            f"[{clean(', '.join(str(size) or '?' for size in value.shape or ()), 60)}]"
             for value in runtime_inputs(self.plan.model.graph)
-        }
+        ]
         return {
             "graph": self.digest,
             "opset": self.plan.model.opsets.get("", 1),
             "producer": clean(self.plan.model.producer, 60),
-            "inputs": described,
+            "inputs": ", ".join(described),
             "fixed": {name: value.item() for name, value in self.fixed.items()},
-            "operators": dict(counts.most_common()),
+            "operators": operators + (f" and {len(counts) - MAX_NAMED} kinds more" if len(counts) > MAX_NAMED else ""),
         }
 
     def build(self, seed: int = 0) -> nn.Module:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.checkpoint.onnx.plan import PARAMETER, Constant, Plan
-from metanet.checkpoint.onnx.proto import Graph, Input, Node
+from metanet.checkpoint.onnx.proto import Function, Graph, Input, Node, Reference
 from metanet.checkpoint.onnx.registry import Rule, rule_for
 from metanet.checkpoint.onnx.static import STATIC
 from metanet.checkpoint.onnx.tensors import DTYPES
@@ -31,6 +32,7 @@ MAX_STATIC = 1 << 12
 MAX_ELEMENTS = 1 << 31
 # Loops inside loops could keep a small file busy for ever.
 MAX_STEPS = 5_000_000
+MAX_CALLS = 64
 _FAILURES = (
     RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError, AssertionError,
 )  # fmt: skip
@@ -53,10 +55,18 @@ def unknown_operator(node: Node) -> CheckpointError:
 class _Scope:
     """The values of one graph while it runs, inside those of the graph around it."""
 
-    __slots__ = ("constants", "parent", "values")
+    __slots__ = ("attributes", "constants", "parent", "values")
 
-    def __init__(self, values: dict[str, Any], constants: Mapping[str, Constant], parent: _Scope | None) -> None:
+    def __init__(
+        self,
+        values: dict[str, Any],
+        constants: Mapping[str, Constant],
+        parent: _Scope | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
         self.values, self.constants, self.parent = values, constants, parent
+        # Those of the call, inside a function that the file defines.
+        self.attributes = attributes
 
 
 class Run:
@@ -67,7 +77,7 @@ class Run:
         self.plan = module.plan
         self.opset = module.plan.model.opsets.get("", 1)
         self.scope: _Scope | None = None
-        self.steps = 0
+        self.steps = self.depth = 0
         # Somebody may have called `.double()`: then float in the file means double now.
         self.now: dict[torch.dtype, torch.dtype] = {}
         for constant in self.plan.stored:
@@ -157,13 +167,29 @@ class Run:
     def graph(self, graph: Graph, given: dict[str, Any]) -> list[Any]:
         """Run a graph."""
         around = self.scope
-        self.scope = _Scope(dict(given), self.plan.constants_of(graph), around)
+        attributes = {} if around is None else around.attributes
+        self.scope = _Scope(dict(given), self.plan.constants_of(graph), around, attributes)
         try:
             for node in graph.nodes:
                 self.node(node, self.scope)
             return [self.value(output.name, "the outputs") for output in graph.outputs]
         finally:
             self.scope = around
+
+    def function(self, node: Node, function: Function, inputs: list[Any]) -> Any:
+        """Run an operator that the file defines itself: a graph that sees nothing but its inputs and attributes."""
+        around = self.scope
+        self.depth += 1
+        if self.depth > MAX_CALLS:
+            raise CheckpointError(f"{node} calls itself", hint="export the model with functions inlined")
+        given = dict.fromkeys((value.name for value in function.graph.inputs), None)
+        given.update(zip(given, inputs, strict=False))
+        self.scope = _Scope({}, {}, None, {**function.defaults, **node.attributes})
+        try:
+            return tuple(self.graph(function.graph, given))
+        finally:
+            self.scope = around
+            self.depth -= 1
 
     def value(self, name: str, where: object) -> Any:
         """The value of a name, here or around."""
@@ -182,14 +208,20 @@ class Run:
         self.steps += 1
         if self.steps > MAX_STEPS:
             raise CheckpointError(f"its loops take more than {MAX_STEPS} steps", hint="give shorter inputs")
+        function = self.plan.model.functions.get((node.domain, node.operator))
         rule = rule_for(node.domain, node.operator)
-        if rule is None:
+        if rule is None and function is None:
             raise unknown_operator(node)
+        if any(isinstance(value, Reference) for value in node.attributes.values()):
+            node = replace(node, attributes=_resolved(node, scope.attributes))
         inputs = [self.value(name, node) if name else None for name in node.inputs]
         while inputs and inputs[-1] is None:
             inputs.pop()
         try:
-            result = self.apply(node, rule, inputs)
+            if rule is None or function is not None:
+                result = self.function(node, function, inputs) if function else None
+            else:
+                result = self.apply(node, rule, inputs)
         except CheckpointError:
             raise
         except _FAILURES as error:
@@ -228,6 +260,12 @@ class Run:
             else:
                 given.append(value)
         return rule.function(self, node, *given)
+
+
+def _resolved(node: Node, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's attributes with those of the call in place of references; what the call leaves out is left out."""
+    pairs = ((k, given.get(v.name) if isinstance(v, Reference) else v) for k, v in node.attributes.items())
+    return {key: value for key, value in pairs if value is not None}
 
 
 class _Folder(nn.Module):

@@ -158,7 +158,8 @@ class _Planner:
         for node in graph.nodes:
             if node.operator == "Constant" and node.domain == "":
                 continue
-            if rule_for(node.domain, node.operator) is None and self.plan.unknown is None:
+            own = (node.domain, node.operator) in self.plan.model.functions
+            if not own and rule_for(node.domain, node.operator) is None and self.plan.unknown is None:
                 self.plan.unknown = node
             for i, name in enumerate(node.inputs):
                 found = next((level[name] for level in reversed(scope) if name in level), None)
@@ -255,4 +256,6 @@ def make_plan(model: Model, reader: Reader) -> Plan:
     """
     planner = _Planner(model, reader)
     planner.graph(model.graph, [])
+    for function in model.functions.values():
+        planner.graph(function.graph, [])
     return planner.roles()

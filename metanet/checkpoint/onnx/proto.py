@@ -15,7 +15,7 @@ from metanet.checkpoint.limits import MAX_AXES, MAX_NAME, MAX_TENSORS
 from metanet.checkpoint.onnx.wire import BYTES, FIXED32, VARINT, Field, damaged, fields, packed_varints
 from metanet.errors import CheckpointError, clean
 
-__all__ = ["Graph", "Input", "Model", "Node", "TensorRecord", "looks_like_onnx", "parse"]
+__all__ = ["Function", "Graph", "Input", "Model", "Node", "Reference", "TensorRecord", "looks_like_onnx", "parse"]
 
 MAX_NODES = 200_000
 MAX_DEPTH = 32
@@ -88,14 +88,29 @@ class Graph:
     outputs: list[Input] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Stands in a function's body for an attribute of the node that calls it."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class Function:
+    """An operator that the file itself defines by a graph; ``defaults`` are attributes that a call may leave out."""
+
+    graph: Graph
+    defaults: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Model:
-    """The whole file: graph, version of each set of operators, who wrote it."""
+    """The whole file: graph, version of each set of operators, who wrote it, operators of its own."""
 
     graph: Graph
     opsets: dict[str, int]
     producer: str
-    functions: tuple[str, ...]
+    functions: dict[tuple[str, str], Function]
 
 
 def looks_like_onnx(data: Any, size: int) -> bool:
@@ -151,7 +166,8 @@ class _Parser:
     def model(self, size: int) -> Model:
         graph: Graph | None = None
         opsets: dict[str, int] = {}
-        producer, functions = "", []
+        producer = ""
+        functions: dict[tuple[str, str], Function] = {}
         seen: set[int] = set()
         for item in fields(self.data, 0, size):
             if item.number == MODEL_GRAPH:
@@ -168,16 +184,34 @@ class _Parser:
                         version = part.value
                 opsets["" if domain == "ai.onnx" else domain] = version
             elif item.number == 25:
-                functions.append(self.function_name(item))
+                self.function(item, functions)
         if graph is None:
             raise damaged("holds no graph")
-        return Model(graph, opsets, producer, tuple(functions))
+        return Model(graph, opsets, producer, functions)
 
-    def function_name(self, item: Field) -> str:
+    def function(self, item: Field, functions: dict[tuple[str, str], Function]) -> None:
+        name = domain = ""
+        body = Graph("")
+        defaults: dict[str, Any] = {}
         for part in self.inside(item, "a function"):
-            if part.number == 1:
-                return self.text(part, "the name of a function")
-        return ""
+            match part.number:
+                case 1:
+                    name = self.text(part, "the name of a function")
+                case 10:
+                    domain = self.text(part, "the domain of a function")
+                case 4:
+                    body.inputs.append(Input(self.text(part, "the name of an input"), 0, None))
+                case 5:
+                    body.outputs.append(Input(self.text(part, "the name of an output"), 0, None))
+                case 7:
+                    body.nodes.append(self.node(part, (item, part)))
+                case 11:
+                    key, value = self.attribute(part, (item, part))
+                    defaults[key] = value
+        if (domain, name) in functions:
+            raise damaged(f"the function '{clean(name, 60)}' comes twice")
+        body.name = name
+        functions[domain, name] = Function(body, defaults)
 
     def graph(self, item: Field, messages: tuple[Field, ...]) -> Graph:
         if len(messages) > MAX_DEPTH:
@@ -265,7 +299,7 @@ class _Parser:
                 case 11:
                     several.append(self.graph(part, (*messages, part)))
                 case 21:
-                    raise CheckpointError("uses attributes of functions", hint="export it with inlined functions")
+                    single = Reference(self.text(part, "the name of an attribute"))
         # An empty list, and a zero that proto3 leaves out, are told by the stated type.
         empty = {1: 0.0, 2: 0, 3: b""}
         return name, several if several or kind in (6, 7, 8, 9, 10) else empty.get(kind) if single is None else single
