@@ -8,6 +8,7 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
 from symmetry.errors import TraceError
+from symmetry.trace.explain import explain, misfit
 
 __all__ = ["Graph", "Node", "Ref", "export"]
 
@@ -85,6 +87,15 @@ def export(model: nn.Module, example_inputs: Sequence[Any]) -> Graph:
         raise TraceError(f"model: {type(model).__name__}, expected a torch.nn.Module")
     if isinstance(example_inputs, Tensor):
         raise TraceError("example_inputs: a tensor, expected a tuple with one entry per argument; write (tensor,)")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"model: {type(model).__name__} of TorchScript; trace the torch.nn.Module it was made from")
+    if not isinstance(example_inputs, Sequence):
+        raise TraceError(
+            f"example_inputs: {type(example_inputs).__name__}, expected a tuple with one entry per argument of forward"
+        )
+    wrong = misfit(model, example_inputs)
+    if wrong is not None:
+        raise TraceError(wrong)
     modes = {module: module.training for module in model.modules()}
     logger = logging.getLogger("torch.export")
     level = logger.level
@@ -94,26 +105,23 @@ def export(model: nn.Module, example_inputs: Sequence[Any]) -> Graph:
         with warnings.catch_warnings(), torch.no_grad():
             # torch's own deprecations inside the exporter; nothing a caller could act on.
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, tuple(example_inputs)).run_decompositions()
+            program = torch.export.export(model, tuple(example_inputs)).run_decompositions(_decompositions())
     except Exception as error:
-        raise TraceError(_explain(model, error)) from error
+        raise TraceError(explain(model, error)) from error
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
-    return _read(program)
+    graph = _read(program)
+    if not graph.outputs:
+        raise TraceError(f"{type(model).__name__}: forward returns no tensor; trace a module that does")
+    return graph
 
 
-def _explain(model: nn.Module, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    name = type(model).__name__
-    if isinstance(error, TypeError) and ("argument" in text or "positional" in text):
-        return f"{name}: wrong example_inputs: {text[:300]}; give one entry per argument of forward"
-    if "data-dependent" in text.lower() or "GuardOnDataDependent" in type(error).__name__:
-        hint = "control flow depends on the values of tensors; use torch.cond or trace a variant without it"
-    else:
-        hint = "call torch.export.export(model, example_inputs) to see torch's full report"
-    return f"{name} cannot be exported: {type(error).__name__}: {text[:400]}; {hint}"
+@cache
+def _decompositions() -> dict[Any, Any]:
+    """Torch's own table, to core ATen; collecting it costs more than decomposing a small model."""
+    return dict(torch.export.default_decompositions().materialize())
 
 
 def _read(program: torch.export.ExportedProgram) -> Graph:
@@ -143,9 +151,7 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
                     "getitem" if node.target is operator.getitem else str(node.target),
                     _convert(node.args),
                     _convert(dict(node.kwargs)),
-                    tuple(
-                        tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else None for item in values
-                    ),
+                    tuple(_shape(node, item) if isinstance(item, Tensor) else None for item in values),
                     isinstance(value, tuple | list),
                     _source(node.meta.get("stack_trace")),
                 )
@@ -157,6 +163,17 @@ def _read(program: torch.export.ExportedProgram) -> Graph:
                 f"node {node.name}: a graph node of kind {node.op!r}, which is not supported; trace a plain module"
             )
     return graph
+
+
+def _shape(node: torch.fx.Node, value: Tensor) -> tuple[int, ...]:
+    if not all(isinstance(size, int) for size in value.shape):
+        source = _source(node.meta.get("stack_trace"))
+        where = f" at {source}" if source else ""
+        raise TraceError(
+            f"{node.target} (node {node.name}){where}: the shape {tuple(value.shape)} of its result depends on the "
+            "values of tensors; trace a variant of the module with fixed sizes (torch.where instead of boolean indexing)"
+        )
+    return tuple(value.shape)
 
 
 def _convert(value: Any) -> Any:
