@@ -23,6 +23,7 @@ from symmetry.null_directions import NullDirections, null_directions
 from symmetry.order import smooth, total_variation
 from symmetry.spaces import Atom, Axis, Concat, Fixed, NeuronSpace, Product
 from symmetry.spec import Factor, Pin, SymmetrySpec, TensorInfo
+from symmetry.storage import load_element, save_element
 from symmetry.trace import rule_table, trace
 from symmetry.verify import Verification, verify
 
@@ -63,10 +64,12 @@ __all__ = [
     "gauge_distance",
     "barrier",
     "interpolate",
+    "load_element",
     "match_widths",
     "repair",
     "null_directions",
     "rule_table",
+    "save_element",
     "smooth",
     "testing",
     "total_variation",
