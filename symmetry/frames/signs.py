@@ -163,7 +163,7 @@ class _Solver:
                     dims = sorted(place[1])
                     alive = free & (size.permute([dims.index(dim) for dim in place[1]]) > 0)
                     if bool(alive.any()):
-                        key = self.features[space][..., 0] if space in self.features else torch.zeros(())
+                        key = self.features[space][..., 0] if space and space in self.features else torch.zeros(())
                         root = torch.where(alive, key, -torch.inf).flatten().argmax()
                         where = torch.zeros(alive.numel(), dtype=torch.bool)
                         where[root] = True
