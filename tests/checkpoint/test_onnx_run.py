@@ -124,6 +124,24 @@ def attention() -> Network:
     return n
 
 
+def attention_operator() -> Network:
+    """Grouped queries, causal, after a root-mean-square norm, with a gated unit behind."""
+    n = Network("n", 5, 6)
+    n.add("RMSNormalization", n.weight(6))
+    normed = n.last
+    q, k, v = (n.add("MatMul", n.weight(6, width), first=normed) for width in (8, 4, 4))
+    n.add("Attention", k, v, first=q, q_num_heads=4, kv_num_heads=2, is_causal=1)
+    n.add("MatMul", n.weight(8, 6))
+    stream = n.add("Add", "x")
+    gate = n.add("MatMul", n.weight(6, 7))
+    n.add("Sigmoid")
+    opened = n.add("Mul", gate)
+    n.add("MatMul", n.weight(6, 7), first=stream)
+    n.add("Mul", opened)
+    n.add("MatMul", n.weight(7, 3))
+    return n
+
+
 def recurrent(operator: str, gates: int, **attributes: Any) -> Callable[[], Network]:
     def make() -> Network:
         n = Network(4, "n", 3)
@@ -166,6 +184,7 @@ def upsampling() -> Network:
 NETWORKS: dict[str, tuple[Callable[[], Network], int]] = {
     "convolutional": (convolutional, 120),
     "attention": (attention, 5040 * 2),
+    "attention_operator": (attention_operator, 5040 * 2),
     "lstm": (recurrent("LSTM", 4), 120),
     # The units of both directions lie in one tensor, and are moved together.
     "lstm_both_ways": (recurrent("LSTM", 4, direction="bidirectional"), 120),
@@ -176,10 +195,13 @@ NETWORKS: dict[str, tuple[Callable[[], Network], int]] = {
 }
 
 
+OPSETS = {"attention": 20, "attention_operator": 23}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_runs_as_onnxruntime_and_its_symmetry_holds(name: str, tmp_path: Path) -> None:
     network, order = NETWORKS[name]
-    path = write(tmp_path, "a.onnx", network().bytes(20 if name == "attention" else 17))
+    path = write(tmp_path, "a.onnx", network().bytes(OPSETS.get(name, 17)))
     checkpoint = metanet.load(path)
     assert checkpoint.architecture.family == "onnx", repr(checkpoint.architecture)
     assert difference(checkpoint, path) < 1e-5

@@ -18,7 +18,7 @@ __all__ = ["Rule", "operator", "rule_for", "rules"]
 
 CLASSES = (
     "pointwise", "contraction", "shape", "indexing", "reduction", "pooling", "normalization", "resize", "recurrent",
-    "control", "quantized",
+    "control", "quantized", "attention",
 )  # fmt: skip
 DOMAINS = ("",)
 
