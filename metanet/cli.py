@@ -20,6 +20,10 @@ OK, CHECK_FAILED, BAD_INPUT, PROGRAM_ERROR, INTERRUPTED = 0, 1, 2, 70, 130
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("demo",): ("demo", "the whole way in three minutes: zoo, metanetwork, prediction, report.html"),
     ("inspect",): ("inspect_file", "what is in a checkpoint file, and which weight changes leave its function alone"),
+    ("align",): (
+        "align",
+        "bring a network into the basis of another, so that their weights can be compared or averaged",
+    ),
     ("zoo", "build"): ("zoo_build", "train a zoo: many networks of varied quality at once; resumes after a kill"),
     ("zoo", "verify"): ("zoo_verify", "load and measure a sample of a zoo's networks again"),
     ("train",): ("train", "train a metanetwork on a zoo; resumes after a kill"),
@@ -31,6 +35,7 @@ _EPILOG = """\
 examples:
   metanet demo
   metanet inspect weights.safetensors --verify
+  metanet align reference.safetensors other.safetensors --out aligned.safetensors
   metanet zoo build zoo=digits_cnn zoo.runs=300 --folder zoos/digits
   metanet train task=property --zoo zoos/digits --folder runs/accuracy
   metanet predict runs/accuracy weights.safetensors --json
