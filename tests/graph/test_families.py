@@ -17,7 +17,7 @@ def graph_of(subject: Subject) -> ParameterGraph:
     return ParameterGraph.build(symmetry.trace(model, subject.inputs()), model.state_dict())
 
 
-@pytest.mark.parametrize("subject", (*FACTS, *WIDE), ids=lambda subject: subject.name)
+@pytest.mark.parametrize("subject", [*FACTS, *WIDE], ids=lambda subject: subject.name)
 def test_every_family_comes_back_bit_by_bit(subject: Subject) -> None:
     model = seeded(subject.build)
     state = model.state_dict()
