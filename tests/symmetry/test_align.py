@@ -36,7 +36,7 @@ WIDE = (
     Subject("gru 32", lambda: Recurrent(nn.GRU, 32), SEQUENCE, 0, 0, 0),
 )
 PLANTED = {subject.name: subject for subject in (*BY_NAME.values(), *WIDE)}
-# Fewer inputs than units and no bias: the matrix is not determined by the network, see docs/alignment.md.
+# Fewer inputs than units and no bias: the matrix is not determined by the network, see docs/align.md.
 UNDETERMINED = {"deep linear without bias"}
 
 
