@@ -173,8 +173,10 @@ class GroupElement:
         Shapes:
             values: ``spec.array_shape(space)``; the result has the same shape.
         """
-        if space is None or space not in self.permutations:
-            return values if space not in self.matrices else self._carry_outer(space, values)
+        if space is None or space not in {**self.permutations, **self.matrices}:
+            return values
+        if space in self.matrices:
+            return self._carry_outer(space, values)
         return self._carry_outer(space, values).gather(-1, self.permutations[space])
 
     def _carry_outer(self, space: str, values: Tensor) -> Tensor:

@@ -308,8 +308,8 @@ def _generators(spec: SymmetrySpec) -> list[Any]:
 
                 found.append(scaled)
     for linear in spec.linear:
-        pairs = itertools.product(range(linear.size), repeat=2)
-        pairs = [(i, j) for i, j in pairs if linear.kind == "linear" or i < j]
+        square = itertools.product(range(linear.size), repeat=2)
+        pairs = [(i, j) for i, j in square if linear.kind == "linear" or i < j]
         for head, (i, j) in itertools.product(range(spec.copies(linear.space)), pairs):
 
             def turned(

@@ -317,6 +317,7 @@ class Derivation:
             found.append(ShiftFactor(name, space, size, tuple(steps), tuple(flips)))
         for bias, sines in self.sine_biases.items():
             for block, leaves_of in enumerate(cut(self.walk.tensors[bias][0], ones=True)):
+                places: list[tuple[int | None, AxisNode | None]]
                 places = [(place, leaf) for place, leaf in enumerate(leaves_of) if leaf.size > 1]
                 for place, leaf in places or [(None, None)]:
                     if (bias, block, place) not in half:
