@@ -29,7 +29,8 @@ SMALL = 1e-5
 def best_matching(problem: Problem, starts: int, generator: torch.Generator) -> tuple[Assignment, list[float]]:
     """The most similar of several descents, and the similarity of each.
 
-    The first start follows the data flow, the second goes against it, the others visit the spaces in random order.
+    The first start follows the data flow, the second goes against it; of the others every other one visits the spaces
+    in random order, the rest start from random matchings.
     """
     best: tuple[float, Assignment] | None = None
     found = []
@@ -39,7 +40,7 @@ def best_matching(problem: Problem, starts: int, generator: torch.Generator) -> 
             order = sites if number == 0 else sites[::-1]
         else:
             order = [sites[k] for k in torch.randperm(len(sites), generator=generator).tolist()]
-        state = first_matching(problem, order)
+        state = random_matching(problem, generator) if number % 2 == 0 and number else first_matching(problem, order)
         descend(state)
         value = state.similarity()
         found.append(value)
@@ -79,11 +80,14 @@ def first_matching(problem: Problem, order: Sequence[str], known: Assignment | N
 
 
 def random_matching(problem: Problem, generator: torch.Generator) -> Assignment:
-    """Every space in random order, no signs; for starts that owe nothing to the networks."""
+    """Every space in random order, no signs: a start that owes nothing to the networks.
+
+    One space that meets itself (a recurrent layer) has no order of visits to vary.
+    """
     state = Assignment(problem)
     for site in sites_of(problem):
         _keep(state, site)
-    for space, value in state.right.items():
+    for space, value in list(state.right.items()):
         state.right[space] = torch.rand(value.shape, generator=generator, dtype=torch.float64).argsort(-1)
     for factor in problem.signs:
         if factor not in state.flips:

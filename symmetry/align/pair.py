@@ -51,7 +51,8 @@ def align(
         reference: the state to come close to.
         state: the state to be carried there.
         method: see above.
-        starts: how many times to start, from different orders of the spaces; the most similar result is kept.
+        starts: how many times to start: along the data flow, against it, then in turn from random matchings and from
+            random orders of the spaces; the most similar result is kept.
         generator: source of randomness from the third start on; a fresh one with seed 0 if ``None``.
         model: the module, for activations; it is not changed.
         inputs: one entry per argument of ``forward``, for activations; a few hundred rows.
