@@ -2,7 +2,7 @@
 
 A bar is a set of units: it lasts from the first weight that writes it to the last that reads it, so a residual stream
 is a long bar beside the short ones of its blocks. A line runs from what a weight reads (dots) to what it writes
-(arrows). Units inside heads or groups stand in a frame. Colours are the page's variables: one drawing for light and dark.
+(arrows). Units inside heads or groups stand in a frame. Colours are the page's variables, for light and dark alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from html import escape
 from typing import Any
 
 ROW, TOP, NAMES, GAP = 26.0, 34.0, 330.0, 28.0
-WIDEST, NARROWEST, LANES_WIDTH = 118.0, 58.0, 700.0
+WIDEST, NARROWEST, LANES_WIDTH = 150.0, 58.0, 690.0
+LINE = 'stroke="var(--ink)" stroke-opacity=".55" stroke-width="1.3" fill="none"'
 COLOURS = {
     "permuted": "var(--series-0)",
     "linear": "var(--series-1)",
@@ -59,12 +60,13 @@ def spaces_figure(values: Mapping[str, Any]) -> str:
     top = sorted((bar for bar in bars.values() if bar.node["within"] not in bars), key=lambda bar: bar.start)
     count = _place(top)
     pitch = max(NARROWEST, min(WIDEST, LANES_WIDTH / max(count, 1)))
-    width, height = NAMES + GAP + count * pitch + 8, TOP + len(rows) * ROW + 26
+    width, height = NAMES + GAP + max(count * pitch, LANES_WIDTH) + 8, TOP + len(rows) * ROW + 26
     draw = _Drawing(pitch, pitch >= 88)
     parts = [draw.band(rows, width)]
     parts += [draw.frame(bar) for bar in top if bar.inner]
-    parts += [draw.row(number, row, bars) for number, row in enumerate(rows)]
+    parts += [draw.line(number, row, bars) for number, row in enumerate(rows)]
     parts += [draw.bar(bar) for bar in bars.values() if not bar.inner]
+    parts += [draw.ends(number, row, bars) for number, row in enumerate(rows)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         f'aria-label="Sets of units and the weights between them, along the data flow">{"".join(parts)}</svg>'
@@ -139,7 +141,8 @@ class _Drawing:
             return ""
         half = 2.5 + 1.1 * math.log10(bar.node["size"] + 1)
         x, y, below = self.x(bar), self.y(bar.start) - 4, self.y(bar.end) + 4
-        label = f"{bar.node['size']}"
+        size = bar.node["size"]
+        label = f"{size}×{size}" if bar.node["kind"] in ("linear", "orthogonal") else f"{size}"
         if self.named:
             label += f" {_word(bar.node)}"
         return (
@@ -149,39 +152,53 @@ class _Drawing:
             f'fill="{_colour(bar)}">{escape(label)}</text></g>'
         )
 
-    def row(self, number: int, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> str:
+    def line(self, number: int, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> str:
+        """A weight's name, its shape, and the line from what it reads to what it writes."""
         y = self.y(number)
         name = _shortened(row["tensor"].removesuffix(".weight"), 34)
         beside = row["shape"] + "".join(f" + {label}" for label in row["with"][:2])
         beside += " + …" if len(row["with"]) > 2 else ""
-        tied = f"; tied: {', '.join(row['tied'])}" if row["tied"] else ""
-        parts = [
-            f"<title>{escape(row['tensor'])} {escape(row['shape'])}{escape(tied)}</title>",
-            f'<text x="6" y="{y + 4:.1f}" font-size="11.5" fill="var(--ink)">{escape(name)}'
-            f'<tspan dx="7" font-size="10.5" fill="var(--muted)">{escape(_shortened(beside, 30))}</tspan></text>',
-        ]
-        reads = [bars[node] for node in row["reads"] if not bars[node].inner]
-        writes = [bars[node] for node in row["writes"] if not bars[node].inner]
-        # A set that a line ends on only as a whole (heads, read through their units) is shown by its frame.
-        sources, targets = [self.x(bar) for bar in reads], [self.x(bar) for bar in writes]
-        line = 'stroke="var(--ink)" stroke-opacity=".55" stroke-width="1.3" fill="none"'
+        sources, targets = self._ends(row, bars)
         ends = sources + targets
+        line = ""
         if ends and max(ends) > min(ends):
-            parts.append(f'<path d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}" {line}/>')
+            line = f'<path d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}" {LINE}/>'
+        return (
+            f'<g>{_tip(row)}<text x="6" y="{y + 4:.1f}" font-size="11.5" fill="var(--ink)">{escape(name)}'
+            f'<tspan dx="7" font-size="10.5" fill="var(--muted)">{escape(_shortened(beside, 30))}</tspan></text>'
+            f"{line}</g>"
+        )
+
+    def ends(self, number: int, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> str:
+        """Circles on what a weight reads, arrows at what it writes; a table that nothing indexes has a short tail."""
+        y, parts = self.y(number), []
+        sources, targets = self._ends(row, bars)
         for x in targets:
+            leftward = sources and min(sources) > x
+            tip = x + 6 if leftward else x - 6
+            back = 7 if leftward else -7
             if x in sources:
-                parts.append(f'<path d="M{x:.1f} {y - 6:.1f}a9 6 0 1 1 0 12" {line}/>')
-            side = -1.0 if any(source > x for source in sources) and not any(source < x for source in sources) else 1.0
-            tip = x - side * 5
-            parts.append(
-                f'<path d="M{tip:.1f} {y:.1f}l{-side * 7:.1f} -3.6v7.2z" fill="var(--ink)"/>'
-                if sources
-                else f'<path d="M{x - 16:.1f} {y:.1f}h8" {line}/>'
-                f'<path d="M{tip:.1f} {y:.1f}l-7 -3.6v7.2z" fill="var(--ink)"/>'
-            )
+                parts.append(f'<path d="M{x:.1f} {y - 6:.1f}a9 6 0 1 0 0 12" {LINE}/>')
+            if not sources:
+                parts.append(f'<path d="M{x - 18:.1f} {y:.1f}h8" {LINE}/>')
+            parts.append(f'<path d="M{tip:.1f} {y:.1f}l{back} -3.6v7.2z" fill="var(--ink)"/>')
         for x in sources:
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4" fill="var(--paper)" stroke="var(--ink)"/>')
-        return f"<g>{''.join(parts)}</g>"
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--paper)" stroke="var(--ink)"/>'
+            )
+        return f"<g>{_tip(row)}{''.join(parts)}</g>"
+
+    def _ends(self, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> tuple[list[float], list[float]]:
+        # A set that a line ends on only as a whole (heads, met through their units) is shown by its frame.
+        read, written = (
+            [self.x(bars[node]) for node in row[side] if not bars[node].inner] for side in ("reads", "writes")
+        )
+        return read, written
+
+
+def _tip(row: Mapping[str, Any]) -> str:
+    tied = f"; tied: {', '.join(row['tied'])}" if row["tied"] else ""
+    return f"<title>{escape(row['tensor'])} {escape(row['shape'])}{escape(tied)}</title>"
 
 
 def _gap(bar: _Bar) -> float:
@@ -201,8 +218,10 @@ def _word(node: Mapping[str, Any]) -> str:
     """The last part of a space's name, where it is a word."""
     if node["kind"] in ("input", "output"):
         return str(node["kind"])
-    last = str(node["name"]).split("#")[0].rpartition(".")[2]
-    return _shortened(last, 11) if re.fullmatch(r"[A-Za-z_]\w*", last) and "#" not in node["name"] else ""
+    if node["kind"] != "permuted":
+        return ""
+    last = str(node["name"]).rpartition(".")[2]
+    return _shortened(last, 14) if re.fullmatch(r"[A-Za-z_]\w*", last) else "units"
 
 
 def _title(bar: _Bar) -> str:
