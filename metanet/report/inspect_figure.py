@@ -89,7 +89,7 @@ def _place(bars: Sequence[_Bar]) -> int:
     taken: list[float] = []
     for bar in sorted(bars, key=lambda bar: (bar.start, -bar.end)):
         lane = 0
-        while any(end >= bar.start for end in taken[lane : lane + bar.lanes]):
+        while any(end + 0.4 >= bar.start for end in taken[lane : lane + bar.lanes]):
             lane += 1
         taken += [-math.inf] * (lane + bar.lanes - len(taken))
         taken[lane : lane + bar.lanes] = [bar.end] * bar.lanes
@@ -183,17 +183,16 @@ class _Drawing:
                 parts.append(f'<path d="M{x - 18:.1f} {y:.1f}h8" {LINE}/>')
             parts.append(f'<path d="M{tip:.1f} {y:.1f}l{back} -3.6v7.2z" fill="var(--ink)"/>')
         for x in sources:
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--paper)" stroke="var(--ink)"/>'
-            )
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="var(--paper)" stroke="var(--ink)"/>')
         return f"<g>{_tip(row)}{''.join(parts)}</g>"
 
     def _ends(self, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> tuple[list[float], list[float]]:
-        # A set that a line ends on only as a whole (heads, met through their units) is shown by its frame.
-        read, written = (
-            [self.x(bars[node]) for node in row[side] if not bars[node].inner] for side in ("reads", "writes")
-        )
-        return read, written
+        def places(names: Sequence[str]) -> list[float]:
+            # Heads are met through their units where a line ends on those; else at their frame.
+            single = [self.x(bars[name]) for name in names if not bars[name].inner]
+            return single or [self.x(bars[name]) - 0.27 * self.pitch for name in names]
+
+        return places(row["reads"]), places(row["writes"])
 
 
 def _tip(row: Mapping[str, Any]) -> str:

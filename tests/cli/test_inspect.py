@@ -104,3 +104,27 @@ def test_a_real_agent(real_data: Path) -> None:
     told = within("inspect", agent, "--verify", "--json").works().json
     assert told["symmetry"]["sign_bits"] == 256
     assert told["verification"]["passed"] is True
+
+
+def test_a_page_that_needs_nothing_beside_it(weights: Path, tmp_path: Path) -> None:
+    page = tmp_path / "deep" / "page.html"
+    told = metanet("inspect", weights, "--html", page, "--json").works().json
+    assert told["page"] == str(page)
+    text = page.read_text()
+    assert "<svg" in text
+    assert not re.search(r"<script|<link|https?://(?!www\.w3\.org)|@import", text)
+    assert "1 unread (5)" in text
+    # Every weight has its line, every set of units its bar.
+    for name in ("layers.0", "layers.1", "layers.2"):
+        assert f"<title>{name}.weight" in text
+    assert "<title>layers.0 [32]" in text
+
+
+def test_null_directions_on_request(tmp_path: Path, weights: Path) -> None:
+    import metanet as package
+
+    architecture = package.Architecture("mlp", {"inputs": 3, "widths": [4], "outputs": 2, "activation": "tanh"})
+    package.save_checkpoint(tmp_path / "small.safetensors", architecture.build(seed=0).state_dict(), architecture)
+    told = within("inspect", tmp_path / "small.safetensors", "--null-directions", "--json").works().json
+    assert told["null_directions"]["remaining"] == 0
+    within("inspect", weights, "--null-directions").refuses("2,778 parameters", "at most 2,000")

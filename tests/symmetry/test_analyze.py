@@ -9,7 +9,9 @@ import torch
 
 import symmetry
 
+from .families import Encoder, Recurrent
 from .models import conv_bn, draw, mlp, resnet, seeded
+from .wide import Experts
 
 
 def planted() -> tuple[symmetry.SymmetrySpec, dict[str, torch.Tensor]]:
@@ -94,3 +96,85 @@ def test_a_state_of_another_network_is_refused() -> None:
     spec, state = planted()
     with pytest.raises(symmetry.SpecError, match="expected"):
         symmetry.analyze(spec, {name: value[:1] for name, value in state.items()})
+
+
+def test_a_nearly_twin_is_none() -> None:
+    model = seeded(lambda: mlp([3, 6, 2], torch.relu))
+    spec = symmetry.trace(model, (draw(7, 3),))
+    for off, found in ((1e-5, ((1, 4),)), (0.01, ())):
+        for dtype in (torch.float32, torch.float64):
+            state = {name: value.to(dtype, copy=True) for name, value in model.state_dict().items()}
+            for name in ("0.weight", "0.bias"):
+                state[name][1] = 3 * state[name][4]
+            state["0.weight"][1, 0] *= 1 + off
+            assert symmetry.analyze(spec, state).spaces[0].twins == found, (off, dtype)
+
+
+def test_gates_allow_a_sign_only_where_the_group_does() -> None:
+    """An LSTM's unit with the signs of its cell flipped is a twin; one with all gates flipped is not."""
+    model = seeded(lambda: Recurrent(torch.nn.LSTM))
+    spec = symmetry.trace(model, (draw(7, 5, 3),))
+    for gates, found in (((8,), ((0, 1),)), ((0, 4, 8, 12), ())):
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for name in ("cell.weight_ih_l0", "cell.weight_hh_l0", "cell.bias_ih_l0", "cell.bias_hh_l0"):
+            for gate in (0, 4, 8, 12):
+                state[name][gate + 1] = state[name][gate] * (-1 if gate in gates else 1)
+        assert symmetry.analyze(spec, state).spaces[0].twins == found
+
+
+def test_twins_and_dead_units_inside_groups() -> None:
+    model = seeded(Experts)
+    spec = symmetry.trace(model, (draw(7, 3),))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["w1"][1, :, 2], state["b1"][1, 2] = 2 * state["w1"][1, :, 4], 2 * state["b1"][1, 4]
+    state["w2"][2, 3] = 0
+    report = symmetry.analyze(spec, state)
+    inner = next(space for space in report.spaces if space.within)
+    assert inner.twins == (((1, 2), (1, 4)),)
+    assert inner.unread == ((2, 3),)
+    assert "2/3" in inner.words
+    again = symmetry.SymmetryReport.from_json(json.loads(json.dumps(report.to_json())))
+    assert again == report
+
+
+def test_condition_of_matrix_spaces() -> None:
+    """Singular values of the composite, by hand and after any element of the group; a lost direction is infinite."""
+    model = seeded(lambda: mlp([5, 3, 4], None))
+    spec = symmetry.trace(model, (draw(7, 5),))
+    state = {name: value.double() for name, value in model.state_dict().items()}
+    values = torch.linalg.svdvals(state["1.weight"] @ state["0.weight"])
+    for given in (state, spec.act(spec.sample(torch.Generator().manual_seed(1)), state)):
+        matrix = symmetry.analyze(spec, given).spaces[0].matrix
+        assert matrix is not None
+        assert (matrix.measured, matrix.ranks) == ("composite", (3,))
+        assert matrix.conditions[0] == pytest.approx(float(values[0] / values[2]), rel=1e-9)
+    state["0.weight"][2] = state["0.weight"][0] + state["0.weight"][1]
+    report = symmetry.analyze(spec, state)
+    assert report.spaces[0].matrix is not None
+    assert (report.spaces[0].matrix.ranks, report.spaces[0].matrix.conditions) == ((2,), (float("inf"),))
+    assert symmetry.SymmetryReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_heads_in_words() -> None:
+    model = seeded(lambda: Encoder(dropout=0.0))
+    report = symmetry.analyze(symmetry.trace(model, (draw(7, 5, 3),)), model.state_dict())
+    assert "2 heads, interchangeable; inside each head any invertible 2x2 matrix between" in report.text()
+
+
+def test_the_gauge_is_that_of_the_frames() -> None:
+    model = seeded(resnet)
+    spec = symmetry.trace(model, (draw(7, 3, 8, 8),))
+    distance = symmetry.gauge_distance(spec, model.state_dict())
+    for space in symmetry.analyze(spec, model.state_dict()).spaces:
+        names = [factor.name for factor in spec.factors if factor.kind == "scale" and factor.space == space.name]
+        expected = (sum(distance[f"scale {name}"] ** 2 for name in names) / len(names)) ** 0.5
+        assert space.gauge == pytest.approx(expected, rel=1e-6)
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    spec, state = planted()
+    state["2.weight"][0, 0] = float("nan")
+    report = symmetry.analyze(spec, state)
+    assert report.not_finite == ("2.weight",)
+    assert "not finite in 2.weight" in report.text()
+    assert all(space.clean and space.gauge is None for space in report.spaces)
