@@ -171,7 +171,7 @@ def _shape(node: torch.fx.Node, value: Tensor) -> tuple[int, ...]:
         where = f" at {source}" if source else ""
         raise TraceError(
             f"{node.target} (node {node.name}){where}: the shape {tuple(value.shape)} of its result depends on the "
-            "values of tensors; trace a variant of the module with fixed sizes (torch.where instead of boolean indexing)"
+            "values of tensors; trace a variant with fixed sizes (torch.where instead of boolean indexing)"
         )
     return tuple(value.shape)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+import symmetry
 from symmetry import SymmetrySpec
 
 
@@ -185,6 +187,13 @@ class Subject:
     def group(self) -> tuple[int, ...]:
         """The numbers in the order of :func:`group_of`."""
         return self.permutations, self.signs, self.scales, self.linear, self.orthogonal
+
+
+@cache
+def traced(subject: Subject) -> tuple[nn.Module, tuple[Tensor, ...], SymmetrySpec]:
+    """A subject's model, inputs and spec. Traced once; nobody changes the model."""
+    model, inputs = seeded(subject.build), subject.inputs()
+    return model, inputs, symmetry.trace(model, inputs, strict=True)
 
 
 def group_of(spec: SymmetrySpec) -> tuple[int, ...]:

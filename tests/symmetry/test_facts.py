@@ -10,7 +10,7 @@ import torch
 import symmetry
 
 from .families import FACTS
-from .models import SUBJECTS, Subject, conv_bn, draw, resnet, seeded
+from .models import SUBJECTS, Subject, conv_bn, draw, group_of, resnet, seeded, traced
 
 
 @pytest.fixture(params=SUBJECTS + FACTS, ids=lambda subject: subject.name)
@@ -19,17 +19,10 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 
 def test_group_and_proof(subject: Subject) -> None:
-    model, x = seeded(subject.build), draw(*subject.shape)
-    spec = symmetry.trace(model, (x,), strict=True)
-    assert (
-        spec.permutation_order,
-        spec.sign_bits,
-        spec.scale_dimension,
-        spec.linear_dimension,
-        spec.orthogonal_dimension,
-    ) == (subject.permutations, subject.signs, subject.scales, subject.linear, subject.orthogonal)
+    model, inputs, spec = traced(subject)
+    assert group_of(spec) == subject.group
     assert spec.pinned == ()
-    proof = symmetry.verify(model, (x,), spec, trials=4)
+    proof = symmetry.verify(model, inputs, spec, trials=4)
     assert proof.passed, str(proof)
     assert proof.max_error <= 1e-10
     assert proof.control_error >= 1e-6
@@ -37,8 +30,8 @@ def test_group_and_proof(subject: Subject) -> None:
 
 
 def test_float32_and_the_whole_group(subject: Subject) -> None:
-    model, x = seeded(subject.build).eval(), draw(*subject.shape)
-    spec = symmetry.trace(model, (x,))
+    model, (x,), spec = traced(subject)
+    model.eval()
     state = model.state_dict()
     generator = torch.Generator().manual_seed(3)
     other = seeded(subject.build, seed=9).state_dict()

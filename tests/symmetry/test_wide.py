@@ -7,14 +7,13 @@ import torch
 
 import symmetry
 
-from .models import Subject, group_of, seeded
+from .models import Subject, group_of, seeded, traced
 from .wide import WIDE
 
 
 @pytest.mark.parametrize("subject", WIDE, ids=lambda subject: subject.name)
 def test_group_and_proof(subject: Subject) -> None:
-    model, inputs = seeded(subject.build), subject.inputs()
-    spec = symmetry.trace(model, inputs, strict=True)
+    model, inputs, spec = traced(subject)
     assert group_of(spec) == subject.group
     assert tuple(pin.operation for pin in spec.pinned) == subject.pinned
     proof = symmetry.verify(model, inputs, spec, trials=2)
