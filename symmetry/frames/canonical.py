@@ -12,7 +12,7 @@ from symmetry.elements import GroupElement
 from symmetry.errors import SpecError
 from symmetry.frames.colours import refine
 from symmetry.frames.matrices import canonical_matrix
-from symmetry.frames.parts import make_parts
+from symmetry.frames.parts import check_finite, make_parts
 from symmetry.frames.permutations import canonical_permutations
 from symmetry.frames.scales import canonical_scales
 from symmetry.frames.shifts import canonical_shifts
@@ -48,6 +48,7 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
     spec.check(state)
     if gauge not in GAUGES:
         raise SpecError(f"gauge={gauge!r}: unknown; expected one of {', '.join(GAUGES)}")
+    check_finite(state)
     coarse = any(value.is_floating_point() and torch.finfo(value.dtype).bits < 64 for value in state.values())
     tolerance = 1e-4 if coarse else 1e-8
     at = {
@@ -75,7 +76,7 @@ def canonicalize(spec: SymmetrySpec, state: Mapping[str, Tensor], gauge: str = "
     pending = list(spec.linear)
     while pending:
         # First what its blocks determine; settled spaces then help to determine the others.
-        parts = make_parts(spec, at)
+        parts = make_parts(spec, at, matrices_only=True)
         for factor in pending:
             matrix, determined = canonical_matrix(spec, parts, factor, settled, gauge, 1e-2 * tolerance)
             if determined:

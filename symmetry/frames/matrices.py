@@ -66,17 +66,19 @@ def canonical_matrix(
     def full(columns: np.ndarray, rows: np.ndarray) -> bool:
         if factor.kind == "orthogonal":
             return _rank(np.concatenate([columns, rows], 1), tolerance) == factor.size
-        return factor.size in (_rank(columns, tolerance), _rank(rows, tolerance))
+        return any(_rank(blocks, tolerance) == factor.size for blocks in (columns, rows))
 
     for copy in range(len(found)):
         columns, rows = _stack(clean, factor, copy)
-        if every is None and not full(columns, rows):
+        enough = full(columns, rows)
+        if every is None and not enough:
             every = _through([part for part, _ in open_parts], factor.space, settled)
         readers = rows
         if every is not None:
             columns, rows = _stack(every, factor, copy)
             readers = _stack([part for part, _ in mine], factor, copy, twice=False)[1]
-        determined &= full(columns, rows)
+            enough = full(columns, rows)
+        determined &= enough
         if factor.kind == "orthogonal":
             found[copy] = _orthogonal(np.concatenate([columns, rows], 1), tolerance)
         else:
@@ -135,7 +137,8 @@ def _generic(rows: int, columns: int) -> np.ndarray:
 def _rank(matrix: np.ndarray, tolerance: float) -> int:
     if not matrix.size:
         return 0
-    values = np.linalg.svd(matrix, compute_uv=False)
+    long = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    values = np.linalg.svd(np.linalg.qr(long, mode="r"), compute_uv=False)
     return int((values > tolerance * values[0]).sum()) if values[0] > 0 else 0
 
 
@@ -156,7 +159,13 @@ def _span(matrix: np.ndarray, tolerance: float, scale: float = 0.0) -> np.ndarra
     """
     if not matrix.size:
         return matrix[:, :0]
-    u, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    if matrix.shape[0] > matrix.shape[1]:
+        # Many positions, few units: a QR decomposition first leaves a small matrix to decompose.
+        q, r = np.linalg.qr(matrix)
+        small, values, _ = np.linalg.svd(r)
+        u = q @ small
+    else:
+        u, values, _ = np.linalg.svd(matrix, full_matrices=False)
     u = u[:, values > tolerance * max(values[0], scale)]
     return u @ _positive_qr(u.T @ _generic(len(u), u.shape[1])) if u.shape[1] else u
 

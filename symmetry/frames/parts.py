@@ -15,7 +15,17 @@ from symmetry.action import leaf_name, tensor_blocks
 from symmetry.errors import SpecError
 from symmetry.spec import Factor, SymmetrySpec
 
-__all__ = ["Groups", "Part", "PartSlot", "invariant_parts", "make_parts", "onto", "product", "reduce_to"]
+__all__ = [
+    "Groups",
+    "Part",
+    "PartSlot",
+    "check_finite",
+    "invariant_parts",
+    "make_parts",
+    "onto",
+    "product",
+    "reduce_to",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,24 @@ class Part:
         return (*self.outer[leaf], leaf)
 
 
-def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> list[Part]:
-    """The parts of a state in the order of the data flow; what no unit or factor touches is left out.
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse values that are not finite.
 
     Raises:
-        SpecError: for values that are not finite.
+        SpecError: with the name of the first tensor that holds one.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise SpecError(f"{name}: holds values that are not finite; a canonical gauge needs a finite state")
+
+
+def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor], matrices_only: bool = False) -> list[Part]:
+    """The parts of a state in the order of the data flow; what no unit or factor touches is left out.
+
+    Args:
+        spec: the spec.
+        state: a finite state.
+        matrices_only: leave out tensors that no matrix acts on.
     """
     slots: dict[tuple[str, int], list[tuple[Factor, int | None, float]]] = {}
     for factor in spec.factors:
@@ -85,14 +108,13 @@ def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> list[Part]:
             if place.gain is not None:
                 gains.setdefault((place.tensor, place.block), []).append((place.leaf, place.gain))
     spaces = {space.name for space in spec.spaces}
+    wanted = {tensor for tensor, _ in turned} if matrices_only else set(spec.tensors)
     found = []
     for index, (name, info) in enumerate(spec.tensors.items()):
         tensor = state[name]
-        if info.tied_to is not None or not tensor.is_floating_point():
+        if info.tied_to is not None or not tensor.is_floating_point() or name not in wanted:
             continue
         wide = tensor.detach().to("cpu", torch.float64)
-        if not bool(wide.isfinite().all()):
-            raise SpecError(f"{name}: holds values that are not finite; a canonical gauge needs a finite state")
         if info.positive_offset is not None:
             wide = wide + info.positive_offset
         for number, block in enumerate(tensor_blocks(spec.axes[name])):
