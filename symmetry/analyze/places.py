@@ -84,7 +84,13 @@ def known_roles(spec: SymmetrySpec) -> dict[str, tuple[str, ...]]:
         wide = [dim for dim, size in enumerate(info.shape) if size > 1]
         if len(wide) > 1 and all(roles[name][dim] == "none" for dim in wide) and any(spaces):
             reading: tuple[float, int] | None = None
+            # A batch axis (the experts, beside the units of each) is neither written nor read.
+            met = set().union(*spaces)
+            batch = [dim for dim in wide if any(spaces[dim] & set(spec.within.get(space, ())) for space in met)]
+            batch = [dim for dim in batch if len(spaces[dim]) == 1]
             for dim in wide:
+                if dim in batch:
+                    continue
                 last = max((written.get(space, -1) for space in spaces[dim]), default=-1)
                 against = any(
                     turned.get(space) == {not inverse[name, space]} for space in spaces[dim] if (name, space) in inverse
@@ -95,6 +101,8 @@ def known_roles(spec: SymmetrySpec) -> dict[str, tuple[str, ...]]:
             if reading is not None:
                 made = ["out" if dim in wide else "none" for dim in range(len(info.shape))]
                 made[reading[1]] = "in"
+                for dim in batch:
+                    made[dim] = "unit"
                 roles[name] = tuple(made)
         for dim, role in enumerate(roles[name]):
             for space in spaces[dim] if role in ("out", "unit") and info.tied_to is None else ():
