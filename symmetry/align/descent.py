@@ -8,7 +8,7 @@ has changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from symmetry.align.assignment import Assignment
 from symmetry.align.problem import Problem, Term
 from symmetry.align.steps import solve_family, solve_sign, solve_some, solve_space
 
-__all__ = ["best_matching", "complete_matching", "descend", "first_matching", "random_matching"]
+__all__ = ["best_matching", "best_of", "complete_matching", "descend", "first_matching", "random_matching"]
 
 MOST_STEPS = 200
 # A gain below this share of what a coordinate could be worth is taken, but others are not solved again because of it.
@@ -32,22 +32,34 @@ def best_matching(problem: Problem, starts: int, generator: torch.Generator) -> 
     The first start follows the data flow, the second goes against it; of the others every other one visits the spaces
     in random order, the rest start from random matchings.
     """
-    best: tuple[float, Assignment] | None = None
-    found = []
     sites = sites_of(problem)
-    for number in range(max(starts, 1)):
+
+    def started(number: int) -> Assignment:
         if number < 2:
             order = sites if number == 0 else sites[::-1]
         else:
             order = [sites[k] for k in torch.randperm(len(sites), generator=generator).tolist()]
         state = random_matching(problem, generator) if number % 2 == 0 and number else first_matching(problem, order)
         descend(state)
+        return state
+
+    return best_of(map(started, range(max(starts, 1))))
+
+
+def best_of(states: Iterable[Assignment]) -> tuple[Assignment, list[float]]:
+    """The most similar of some matchings, the first among equals, and the similarity of each.
+
+    Only the best so far is kept. There is at least one.
+    """
+    remaining = iter(states)
+    best = next(remaining)
+    found = [best.similarity()]
+    for state in remaining:
         value = state.similarity()
+        if value > max(found):
+            best = state
         found.append(value)
-        if best is None or value > best[0]:
-            best = value, state
-    assert best is not None  # noqa: S101 - there is at least one start
-    return best[1], found
+    return best, found
 
 
 def sites_of(problem: Problem) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from symmetry.align.arrays import assign, gram, rotate
 from symmetry.align.assignment import Assignment
-from symmetry.align.descent import descend, first_matching, sites_of
+from symmetry.align.descent import best_of, descend, first_matching, sites_of
 from symmetry.align.problem import Problem, Term
 from symmetry.align.totals import Totals, patterns
 
@@ -40,9 +40,8 @@ def frank_wolfe_matching(problem: Problem, starts: int, generator: torch.Generat
     sites = sites_of(problem)
     hard = first_matching(problem, sites)
     descend(hard)
-    best: tuple[float, Assignment] | None = None
-    found = []
-    for number in range(max(starts, 1)):
+
+    def started(number: int) -> Assignment:
         point = _barycentre(problem, soft)
         if number:
             order = [sites[k] for k in torch.randperm(len(sites), generator=generator).tolist()]
@@ -50,12 +49,9 @@ def frank_wolfe_matching(problem: Problem, starts: int, generator: torch.Generat
         state = hard.copy()
         _round(state, _ascend(state, point, soft))
         descend(state)
-        value = state.similarity()
-        found.append(value)
-        if best is None or value > best[0]:
-            best = value, state
-    assert best is not None  # noqa: S101 - there is at least one start
-    return best[1], found
+        return state
+
+    return best_of(map(started, range(max(starts, 1))))
 
 
 def _ascend(state: Assignment, point: Relaxed, soft: Sequence[str]) -> Relaxed:
@@ -104,12 +100,10 @@ def _gradient(state: Assignment, point: Relaxed, terms: Sequence[Term], space: s
 
 def _applied(state: Assignment, point: Relaxed, term: Term, skip: int | None = None) -> tuple[Tensor, Tensor]:
     """Both blocks of a term, the right one under the relaxed matching of every soft space but one occurrence."""
-    relaxed = [dim for dim, name in enumerate(term.leaves) if name in point]
-    left, right = state.moved(term, relaxed)
-    for dim in relaxed:
+    relaxed = [(dim, name) for dim, name in enumerate(term.leaves) if name is not None and name in point]
+    left, right = state.moved(term, [dim for dim, _ in relaxed])
+    for dim, name in relaxed:
         if dim != skip:
-            name = term.leaves[dim]
-            assert name is not None  # noqa: S101 - it is a key of the point
             key = _pattern(term, dim, state.problem.unit_signs[name])
             right = rotate(right, point[name][key], [dim])
     return left, right

@@ -8,6 +8,7 @@ matching.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def solve_space(state: Assignment, space: str, frozen: bool = False) -> float | 
     bits = state.problem.unit_signs[space]
     loose = [bit for bit in totals.bits if bit not in bits]
     rotated = space in state.problem.rotations
-    best: tuple[float, Assignment] | None = None
+    best: tuple[float, Assignment] = -math.inf, state
     for values in patterns(len(loose)):
         fixed = dict(zip(loose, values, strict=True))
         choices = totals.choices(bits, fixed)
@@ -52,9 +53,8 @@ def solve_space(state: Assignment, space: str, frozen: bool = False) -> float | 
                 trial.left[space] = left
             worth = float(_pick(scores, left, right).double().sum())
             _set_flips(trial, bits, choice, left, right)
-        if best is None or worth > best[0]:
+        if worth > best[0]:
             best = worth, trial
-    assert best is not None  # noqa: S101 - there is at least one pattern
     before = _value_now(state, space, totals)
     if before is None or best[0] > before:
         _replace(state, best[1])
@@ -101,7 +101,7 @@ def solve_family(state: Assignment, space: str, children: Sequence[str]) -> bool
     inside = {bit for child in children for bit in problem.unit_signs[child]}
     loose = [bit for bit in everything if bit not in bits and bit not in inside]
     sizes = problem.sizes(space)
-    best: tuple[float, Assignment] | None = None
+    best: tuple[float, Assignment] = -math.inf, state
     for values in patterns(len(loose)):
         fixed = dict(zip(loose, values, strict=True))
         scores = torch.stack(
@@ -113,7 +113,7 @@ def solve_family(state: Assignment, space: str, children: Sequence[str]) -> bool
         top, choice = scores.max(0)
         left, right = assign(top)
         value = float(_pick(top, left, right).double().sum())
-        if best is None or value > best[0]:
+        if value > best[0]:
             trial = state.copy()
             trial.right[space] = right
             if sizes[0] != sizes[1]:
@@ -124,7 +124,6 @@ def solve_family(state: Assignment, space: str, children: Sequence[str]) -> bool
             for child, totals in inner.items():
                 _solve_inside(trial, space, child, totals, fixed, sizes, left, right)
             best = value, trial
-    assert best is not None  # noqa: S101 - there is at least one pattern
     _replace(state, best[1])
     return True
 
