@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -163,16 +164,14 @@ def _family_scores(
     state: Assignment, own: Totals, inner: dict[str, Totals], fixed: dict[str, bool], sizes: tuple[int, int]
 ) -> Tensor:
     """For every pair of outer units what they share by themselves, plus the best matching of what lies inside them."""
-    scores: Tensor | None = own.under(fixed).double() if own.sums else None
+    parts = [own.under(fixed).double()] if own.sums else []
     for child, totals in inner.items():
         pairs = _inner_products(state, child, totals, fixed, sizes)
         if child in state.problem.rotations:
-            worth = nuclear(pairs)
+            parts.append(nuclear(pairs))
         else:
-            worth = _pick(pairs, *assign(pairs)).double().sum(-1)
-        scores = worth if scores is None else scores + worth
-    assert scores is not None  # noqa: S101 - the caller has checked that there is something
-    return scores
+            parts.append(_pick(pairs, *assign(pairs)).double().sum(-1))
+    return reduce(torch.add, parts)
 
 
 def _inner_products(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -34,13 +35,11 @@ class Totals:
 
     def under(self, values: dict[str, bool]) -> Tensor:
         """The inner products if the signs had these values."""
-        result: Tensor | None = None
+        parts = []
         for pattern, total in self.sums.items():
             odd = sum(values[bit] for bit, acts in zip(self.bits, pattern, strict=True) if acts) % 2
-            part = -total if odd else total
-            result = part if result is None else result + part
-        assert result is not None  # noqa: S101 - callers have checked that there are sums
-        return result
+            parts.append(-total if odd else total)
+        return reduce(torch.add, parts)
 
     def choices(self, bits: Sequence[str], fixed: dict[str, bool]) -> Tensor:
         """All sign choices of some bits, the others fixed: (2 ** bits, batch..., left, right)."""

@@ -90,14 +90,13 @@ def match_widths(
 
 
 def _cosines(problem: Problem, found: Assignment, space: str) -> Tensor:
-    products: list[Tensor | float] = [0.0, 0.0, 0.0]
+    products = [torch.zeros(()) for _ in range(3)]
     for term, dim in problem.occurrences[space]:
         left, right = found.moved(term)
         dims = found.dims(term, space, dim)
         for place, (one, other) in enumerate(((left, right), (left, left), (right, right))):
             products[place] = products[place] + gram(one, other, dims, [])[..., 0, 0]
     cross, first, second = products
-    assert isinstance(first, Tensor)  # noqa: S101 - every space of a problem occurs in a term
     return cross / (first * second).sqrt().clamp_min(1e-30)
 
 
