@@ -128,7 +128,7 @@ def variants(net: Metanet, bucket: Bucket) -> dict[str, Callable[[], Tensor]]:
     def dense() -> Tensor:
         features: Features = (nodes, blocks, layers)
         for layer in net.layers:
-            features = layer(structure, *features)
+            features = layer(structure, bucket, *features)
         return features[0]
 
     def on_list(split: bool) -> Tensor:

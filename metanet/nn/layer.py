@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
+from metanet.graph import Bucket
 from metanet.nn.dense import Dense
 from metanet.nn.structure import Structure
 
@@ -52,7 +53,7 @@ class MessageLayer(nn.Module):
         self.layer_out = Dense(hidden, hidden, gain=branch)
 
     def forward(
-        self, structure: Structure, nodes: Tensor, edges: dict[int, Tensor], layers: Tensor
+        self, structure: Structure, bucket: Bucket, nodes: Tensor, edges: dict[int, Tensor], layers: Tensor
     ) -> tuple[Tensor, dict[int, Tensor], Tensor]:
         """One round.
 

@@ -166,7 +166,7 @@ class Metanet(nn.Module):
         structure = structure_of(bucket.topology)
         nodes, edges, layers = self.embedding(bucket, edges=bool(self.layers) or self.level == "edge")
         for layer in self.layers:
-            nodes, edges, layers = layer(structure, nodes, edges, layers)
+            nodes, edges, layers = layer(structure, bucket, nodes, edges, layers)
         if isinstance(self.head, NodeHead):
             return self.head(structure, nodes)
         if isinstance(self.head, EdgeHead):

@@ -29,7 +29,7 @@ def differences(change: float = 0.0) -> list[float]:
             plain = reference.run(layer, reference.flatten(batch, dense))
             layer.to_source.weight[0, 0] += change
             dense = [
-                layer(structure_of(bucket.topology), *features) for bucket, features in zip(batch, dense, strict=True)
+                layer(structure_of(bucket.topology), bucket, *features) for bucket, features in zip(batch, dense, strict=True)
             ]
             flat = reference.flatten(batch, dense)
             for ours, theirs in zip((flat.nodes, flat.edges, flat.layers), plain, strict=True):
