@@ -21,11 +21,19 @@ class Value:
 
     Args:
         dims: one axis per dimension.
-        origin: the state-dict tensor it is a permuted view of, and which of that tensor's dimensions each one is.
+        origin: the state-dict tensor it is a permuted or stretched view of, and which of that tensor's dimensions each
+            one is (``None``: none of them).
     """
 
     dims: list[AxisNode]
-    origin: tuple[str, tuple[int, ...]] | None = None
+    origin: tuple[str, tuple[int | None, ...]] | None = None
+
+    def placed(self, places: Sequence[int | None]) -> tuple[str, tuple[int | None, ...]] | None:
+        """The origin of a view whose dimensions are these of this value."""
+        if self.origin is None:
+            return None
+        name, mine = self.origin
+        return name, tuple(None if place is None else mine[place] for place in places)
 
 
 @dataclass(slots=True)
@@ -146,7 +154,9 @@ class AxisPass:
             name, places = value.origin
             self.kinds.setdefault(name, kind)
             for dim, role in roles.items():
-                self.roles.setdefault(name, {}).setdefault(places[dim], role)
+                place = places[dim]
+                if place is not None:
+                    self.roles.setdefault(name, {}).setdefault(place, role)
 
 
 def references(node: Node) -> list[Ref]:

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from symmetry.errors import TraceError
 from symmetry.trace.explain import explain, misfit
 
-__all__ = ["Graph", "Node", "Ref", "export"]
+__all__ = ["Graph", "Node", "Ref", "export", "exported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,21 @@ class Graph:
 
 
 def export(model: nn.Module, example_inputs: Sequence[Any]) -> Graph:
-    """Export a model in eval mode, decomposed to core ATen with static shapes.
+    """Export a model in eval mode, decomposed to core ATen with static shapes, as plain nodes.
 
     The model is not changed: its training flags are restored.
+
+    Raises:
+        TraceError: if torch cannot export it; the message has torch's reason and what to do.
+    """
+    graph = _read(exported(model, example_inputs))
+    if not graph.outputs:
+        raise TraceError(f"{type(model).__name__}: forward returns no tensor; trace a module that does")
+    return graph
+
+
+def exported(model: nn.Module, example_inputs: Sequence[Any]) -> torch.export.ExportedProgram:
+    """Torch's own form of what :func:`export` reads: decomposed to core ATen, in eval mode, with static shapes.
 
     Raises:
         TraceError: if torch cannot export it; the message has torch's reason and what to do.
@@ -105,17 +117,13 @@ def export(model: nn.Module, example_inputs: Sequence[Any]) -> Graph:
         with warnings.catch_warnings(), torch.no_grad():
             # torch's own deprecations inside the exporter; nothing a caller could act on.
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, tuple(example_inputs)).run_decompositions(_decompositions())
+            return torch.export.export(model, tuple(example_inputs)).run_decompositions(_decompositions())
     except Exception as error:
         raise TraceError(explain(model, error)) from error
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
-    graph = _read(program)
-    if not graph.outputs:
-        raise TraceError(f"{type(model).__name__}: forward returns no tensor; trace a module that does")
-    return graph
 
 
 @cache

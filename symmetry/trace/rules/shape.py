@@ -35,8 +35,11 @@ class View:
                     dims[theirs[0]] = value.dims[mine[0]]
             else:
                 dims |= {dim: new_leaf(1) for dim in theirs}
-        origin = value.origin if all(len(m) == len(t) == 1 for m, t in groups) else None
-        return Value([dims[dim] for dim in range(len(shape))], origin)
+        # Where no axis is cut or joined, it is still the tensor, perhaps with new axes of size 1.
+        uncut = all(len(mine) == len(theirs) == 1 or not mine for mine, theirs in groups)
+        origins = {theirs[0]: mine[0] for mine, theirs in groups if mine and theirs}
+        places = [origins.get(dim) for dim in range(len(shape))]
+        return Value([dims[dim] for dim in range(len(shape))], value.placed(places) if uncut else None)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         return view(walk, walk.value(node.args[0]), walk.result_dims(node), walk.axes.decisions.get(node.name, []))
@@ -50,8 +53,7 @@ class Permute:
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value = walk.value(node.args[0])
         places = permuted_places(node, len(value.dims))
-        origin = None if value.origin is None else (value.origin[0], tuple(value.origin[1][place] for place in places))
-        return Value([value.dims[place] for place in places], origin)
+        return Value([value.dims[place] for place in places], value.placed(places))
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
@@ -65,13 +67,11 @@ class Expand:
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value, shape = walk.value(node.args[0]), node.shapes[0] or ()
-        own = [None] * (len(shape) - len(value.dims)) + list(value.dims)
-        return Value(
-            [
-                axis if axis is not None and axis.size == size else new_leaf(size)
-                for axis, size in zip(own, shape, strict=True)
-            ]
-        )
+        new = len(shape) - len(value.dims)
+        kept = [dim >= new and value.dims[dim - new].size == size for dim, size in enumerate(shape)]
+        places = [dim - new if keep else None for dim, keep in enumerate(kept)]
+        dims = [value.dims[place] if place is not None else new_leaf(shape[dim]) for dim, place in enumerate(places)]
+        return Value(dims, value.placed(places))
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         return broadcast(walk, walk.value(node.args[0]), walk.result_dims(node))
