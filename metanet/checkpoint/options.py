@@ -64,6 +64,13 @@ class Options:
         """An integer option."""
         return self.check_integer(name, self.take(name, default, default is None), low, high)
 
+    def number(self, name: str, low: float, high: float, default: float | None = None) -> float:
+        """A real option; whole numbers are taken as real ones."""
+        value = self.take(name, default, default is None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise self.error(name, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
     def check_sequence(self, name: str, value: object, longest: int) -> Sequence[Any]:
         """``value`` if it is a list of at most ``longest`` entries."""
         if not isinstance(value, list | tuple):
