@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metanet.errors import ConfigError, TaskError
 from metanet.graph import GraphBatch
 from metanet.tasks import metrics
+from metanet.tasks.batches import by_architecture, random_batches
 from metanet.tasks.boosting import BoostedTrees, BoostingOptions, fit_trees
 from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
@@ -108,34 +109,8 @@ class PropertyTask:
         return model
 
     def batches(self, data: PropertyData, generator: torch.Generator) -> Sequence[Tensor]:
-        # Work is cheap per network and dear per architecture in a batch, so networks of one architecture go in chunks.
-        chunks: list[Tensor] = []
-        for places in self._by_architecture(data):
-            order = places[torch.randperm(len(places), generator=generator)]
-            # Equal chunks: a remainder of one network would cost as much as a whole chunk.
-            chunks += order.tensor_split(max(1, round(len(order) / self.chunk)))
-        batches: list[list[Tensor]] = []
-        size = self.batch
-        for number in torch.randperm(len(chunks), generator=generator).tolist():
-            if size >= self.batch:
-                batches.append([])
-                size = 0
-            batches[-1].append(chunks[number])
-            size += len(chunks[number])
-        if len(batches) > 1 and size < self.batch // 4:
-            # A last batch of two or three networks would weigh as much as all others.
-            batches[-2:] = [batches[-2] + batches[-1]]
-        return [torch.cat(batch) for batch in batches]
-
-    def _by_architecture(self, data: PropertyData) -> list[Tensor]:
-        def make() -> list[Tensor]:
-            places: dict[str, list[int]] = {}
-            for place in data.part("train").tolist():
-                places.setdefault(data.graphs[place].topology.fingerprint, []).append(place)
-            return [torch.tensor(group) for group in places.values()]
-
-        found: list[Tensor] = data.remember("by architecture", make)
-        return found
+        groups = data.remember("by architecture", lambda: by_architecture(data.graphs, data.part("train").tolist()))
+        return random_batches(groups, self.batch, self.chunk, generator)
 
     def loss(self, model: nn.Module, data: PropertyData, batch: Tensor, generator: torch.Generator) -> Tensor:
         device = next(model.parameters()).device
