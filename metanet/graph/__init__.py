@@ -3,6 +3,7 @@
 from metanet.graph.batch import Bucket, GraphBatch, collate
 from metanet.graph.builder import KINDS
 from metanet.graph.graph import ParameterGraph
+from metanet.graph.program import InputForm, Program, program_of
 from metanet.graph.topology import Block, Group, Layer, Topology, topology_of
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "Bucket",
     "GraphBatch",
     "Group",
+    "InputForm",
     "Layer",
     "ParameterGraph",
+    "Program",
     "Topology",
     "collate",
+    "program_of",
     "topology_of",
 ]

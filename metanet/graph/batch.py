@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metanet.errors import GraphError
 from metanet.graph.graph import ParameterGraph
+from metanet.graph.program import Program
 from metanet.graph.topology import Topology
 
 __all__ = ["Bucket", "GraphBatch", "collate"]
@@ -21,7 +22,7 @@ __all__ = ["Bucket", "GraphBatch", "collate"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bucket:
-    """Networks of one topology.
+    """Networks of one topology and one program.
 
     Args:
         topology: the common topology.
@@ -29,6 +30,7 @@ class Bucket:
         values: one dense tensor per block; ``None`` for raw blocks.
         origin: the bucket that this one was taken from, and which of its networks; cached results come from there.
         cache: results that depend on each network alone, first axis the network.
+        program: the operations that their weights take part in, where they are known.
 
     Shapes:
         index: ``(B,)``. values: ``(B, target, source, features)``, ``(B, nodes, features)`` or ``(B, features)``.
@@ -39,6 +41,7 @@ class Bucket:
     values: tuple[Tensor | None, ...]
     origin: tuple[Bucket, Tensor | None] | None = None
     cache: dict[str, Tensor] = field(default_factory=dict)
+    program: Program | None = None
 
     def __len__(self) -> int:
         return int(self.index.numel())
@@ -49,6 +52,28 @@ class Bucket:
         if found is None:
             raise GraphError("is raw: its values are not part of a batch", where=self.topology.blocks[block].label)
         return found
+
+    def state(self) -> dict[str, Tensor]:
+        """The networks' tensors by name, stacked; gradients flow through. Raw tensors are left out.
+
+        Shapes:
+            returns ``(B, *shape)`` per name.
+        """
+        topology, count = self.topology, len(self)
+        whole: dict[str, Tensor] = {}
+        for block, value in zip(topology.blocks, self.values, strict=True):
+            if value is None:
+                continue
+            region = block.region.batched(count)
+            if block.region.whole:
+                whole[block.tensor] = region.restore(value)
+                continue
+            if block.tensor not in whole:
+                whole[block.tensor] = value.new_zeros(count, *topology.spec.tensors[block.tensor].shape)
+            region.write(value, whole[block.tensor])
+        for number in topology.raw:  # a tensor of which only a part is known would be read as zeros
+            whole.pop(topology.blocks[number].tensor, None)
+        return {name: whole[owner] for name, owner in topology.owners.items() if owner in whole}
 
     def remember(self, key: str, make: Callable[[Bucket], Tensor]) -> Tensor:
         """The result for ``key``, made on first use.
@@ -72,7 +97,7 @@ class Bucket:
     def select(self, rows: Tensor, index: Tensor) -> Bucket:
         """Some networks of the bucket, at new places."""
         values = tuple(None if value is None else value.index_select(0, rows) for value in self.values)
-        return Bucket(self.topology, index, values, (self, rows))
+        return Bucket(self.topology, index, values, (self, rows), program=self.program)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bucket:
         """The bucket on another device or in another dtype; cached results are kept unless the dtype changes."""
@@ -83,12 +108,12 @@ class Bucket:
         same = all(
             new is None or old is None or new.dtype == old.dtype for new, old in zip(values, self.values, strict=True)
         )
-        return Bucket(self.topology, index, values, (self, None) if same else None)
+        return Bucket(self.topology, index, values, (self, None) if same else None, program=self.program)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GraphBatch:
-    """Networks of mixed architectures, in buckets of equal topology. Made by :func:`collate`."""
+    """Networks of mixed architectures, in buckets of equal topology and program. Made by :func:`collate`."""
 
     buckets: tuple[Bucket, ...]
     size: int
@@ -145,7 +170,7 @@ class GraphBatch:
 
 
 def collate(graphs: Iterable[ParameterGraph], dtype: torch.dtype = torch.float32) -> GraphBatch:
-    """Batch graphs of mixed architectures.
+    """Batch graphs of mixed architectures. Equal tensors under different operations (strides, say) stay apart.
 
     Args:
         graphs: at least one graph.
@@ -159,19 +184,20 @@ def collate(graphs: Iterable[ParameterGraph], dtype: torch.dtype = torch.float32
     listed = list(graphs)
     if not listed:
         raise GraphError("collate needs at least one graph, got none")
-    rows: dict[str, list[int]] = {}
+    rows: dict[tuple[str, str], list[int]] = {}
     for place, graph in enumerate(listed):
         if not isinstance(graph, ParameterGraph):
             raise GraphError(
                 f"item {place} is a {type(graph).__name__}, expected a ParameterGraph", hint="use ParameterGraph.build"
             )
-        rows.setdefault(graph.topology.fingerprint, []).append(place)
+        program = graph.program.fingerprint if graph.program is not None else ""
+        rows.setdefault((graph.topology.fingerprint, program), []).append(place)
     buckets = []
     for places in rows.values():
-        topology = listed[places[0]].topology
+        topology, found = listed[places[0]].topology, listed[places[0]].program
         values: list[Tensor | None] = []
         for number, block in enumerate(topology.blocks):
             together = [listed[place].values[number].to(dtype) for place in places] if block.level != "raw" else []
             values.append(torch.stack(together) if together else None)
-        buckets.append(Bucket(topology, torch.tensor(places), tuple(values)))
+        buckets.append(Bucket(topology, torch.tensor(places), tuple(values), program=found))
     return GraphBatch(tuple(buckets), len(listed))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metanet.errors import GraphError
+from metanet.graph.program import Program
 from metanet.graph.topology import Topology, topology_of
 from symmetry import SymmetrySpec
 
@@ -30,6 +31,7 @@ class ParameterGraph:
         values: one tensor per block of the topology.
         names: the names of the state, in its order.
         shared: name -> earlier name that is the same tensor in the state.
+        program: the operations that the weights take part in, for those who run the network; ``None`` if not known.
 
     Shapes:
         values: ``(target, source, features)`` for edges, ``(nodes, features)`` for node features, ``(features,)``
@@ -40,14 +42,16 @@ class ParameterGraph:
     values: tuple[Tensor, ...]
     names: tuple[str, ...]
     shared: Mapping[str, str]
+    program: Program | None = None
 
     @classmethod
-    def build(cls, spec: SymmetrySpec, state: Mapping[str, Tensor]) -> ParameterGraph:
+    def build(cls, spec: SymmetrySpec, state: Mapping[str, Tensor], program: Program | None = None) -> ParameterGraph:
         """The graph of a state.
 
         Args:
             spec: the symmetry of its architecture.
             state: the state dict, buffers included.
+            program: the operations of its architecture; only what runs the network asks for them.
 
         Raises:
             symmetry.SpecError: if the state has other names or shapes than the spec.
@@ -70,7 +74,7 @@ class ParameterGraph:
                     hint="use the spec of an architecture in which they are separate",
                 )
         values = tuple(block.region.read(state[block.tensor]) for block in topology.blocks)
-        return cls(topology, values, tuple(state), _shared(state))
+        return cls(topology, values, tuple(state), _shared(state), program)
 
     @property
     def spec(self) -> SymmetrySpec:
