@@ -7,7 +7,8 @@ For an edge ``w`` from unit ``s`` to unit ``t`` of layer ``l`` the message is, i
     x_t += ... B mean_s m,    x_s += ... C mean_t m,    e_w += D m,    y_l += ... E mean m
 
 Here A is split into its four parts, each applied before the parts are combined (so that only ``e`` pays per edge), and
-B, C and E are applied after the mean. The blocks are dense: no gather and no scatter.
+B, C and E are applied after the mean. The blocks are dense: no gather and no scatter; :mod:`metanet.nn.kernel` works
+through them in pieces that fit the cache.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.functional import layer_norm, relu
 
 from metanet.graph import Bucket
 from metanet.nn.dense import Dense
+from metanet.nn.kernel import edge_messages
 from metanet.nn.structure import Structure
 
 __all__ = ["MessageLayer"]
@@ -72,14 +74,12 @@ class MessageLayer(nn.Module):
         for number, edge in edges.items():
             block = topology.blocks[number]
             t, s = block.groups
-            ends = (target[:, structure.rows(t)] + layer[:, block.layer, None]).unsqueeze(2)
-            ends = ends + source[:, structure.rows(s)].unsqueeze(1)
-            flat = edge.reshape(-1, self.hidden)
-            message = torch.addmm(ends.reshape(-1, self.hidden), flat, self.edge.weight.T).relu_()
-            if self.to_edge is not None:
-                updated[number] = (flat + self.to_edge(message)).reshape(edge.shape)
-            message = message.reshape(edge.shape)
-            rows, columns = message.mean(2), message.mean(1)
+            weight, bias = (None, None) if self.to_edge is None else (self.to_edge.weight, self.to_edge.bias)
+            ends = target[:, structure.rows(t)] + layer[:, block.layer, None]
+            found = edge_messages(edge, ends, source[:, structure.rows(s)], self.edge.weight, weight, bias)
+            if found.edges is not None:
+                updated[number] = found.edges
+            rows, columns = found.rows / edge.shape[2], found.columns / edge.shape[1]
             _add(to_target, t, rows, structure.targets[t] ** -0.5)
             _add(to_source, s, columns, structure.sources[s] ** -0.5)
             _add(to_layer, block.layer, rows.mean(1, keepdim=True), 1 / structure.parts_of[block.layer])
