@@ -5,6 +5,7 @@ The batched, differentiable form of :class:`symmetry.GroupElement` and ``spec.ac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -182,7 +183,7 @@ class Motion:
                 placed = onto(self.log_scales[place.factor].to(like), place.dims, ndim) * place.exponent
                 key = tuple(sorted(place.dims))
                 logs[key] = logs[key] + placed if key in logs else placed
-        found = {key: value.exp() for key, value in logs.items()}
+        found = _exponentials(logs)
         for key, flip in self._flips(view).items():
             sign = 1 - 2 * flip.to(like)
             found[key] = found[key] * sign if key in found else sign
@@ -279,6 +280,16 @@ class Motion:
         }
         return Motion(self.topology, int(rows.numel()), **kinds)
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Motion:
+        """The motions on another device, their logarithms and matrices in another dtype."""
+        return replace(
+            self,
+            log_scales={name: value.to(device, dtype) for name, value in self.log_scales.items()},
+            flips={name: value.to(device) for name, value in self.flips.items()},
+            matrices={name: value.to(device, dtype) for name, value in self.matrices.items()},
+            shifts={name: value.to(device) for name, value in self.shifts.items()},
+        )
+
     def element(self, row: int) -> GroupElement:
         """The element of one network, as a value of :mod:`symmetry`."""
         neutral = self.topology.spec.identity()
@@ -303,6 +314,18 @@ class Motion:
             f"Motion({self.size} networks; {len(self.log_scales)} scales, {len(self.flips)} signs, "
             f"{len(self.matrices)} spaces of matrices, {len(self.shifts)} shifts)"
         )
+
+
+def _exponentials(logs: dict[tuple[int, ...], Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """Factors from their logarithms, added up first where one alone would leave the range of the dtype."""
+    if not logs:
+        return {}
+    most = max(float(value.detach().abs().amax()) if value.numel() else 0.0 for value in logs.values())
+    bound = math.log(torch.finfo(next(iter(logs.values())).dtype).max) * 0.45
+    if most < bound:
+        return {key: value.exp() for key, value in logs.items()}
+    total = sum(logs.values(), start=torch.zeros_like(next(iter(logs.values()))))
+    return {tuple(sorted({dim for key in logs for dim in key})): total.clamp(-2 * bound, 2 * bound).exp()}
 
 
 def _product(sizes: Sequence[int]) -> int:

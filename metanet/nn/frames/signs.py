@@ -1,0 +1,199 @@
+"""Which signs, and which shifts of sines' biases, bring the networks of a bucket to a common gauge?
+
+A unit's sign is chosen so that a fixed odd statistic of its weights is positive: a plain sum over hidden units, which
+no permutation changes, with fixed generic numbers over fixed axes. An entry counts once the signs at its other ends
+are settled. A statistic that vanishes up to rounding is passed over, and the next one tried. Signs are constants for
+gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from metanet.graph import Topology
+from metanet.nn.frames.places import Place, View, onto, views_of
+
+__all__ = ["Signs", "odd_statistics", "settle_shifts", "tolerance_of"]
+
+STATISTICS = 5
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Odd statistics smaller than this, relative to the same sum of magnitudes, count as zero."""
+    return 1e-8 if dtype == torch.float64 else 1e-4
+
+
+def settle_shifts(topology: Topology, values: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """The integers that bring the first bias of every shift factor to within half a step of 0.
+
+    That interval is its own mirror image, so signs, which are settled later, do not leave it.
+    """
+    found = {}
+    views = views_of(topology)
+    for factor in topology.spec.shifts:
+        number, shift = next(
+            (number, shift)
+            for number, view in enumerate(views)
+            for shift in (view.shifts if view is not None else ())
+            if shift.factor == factor.name
+        )
+        view, value = views[number], values[number]
+        if view is None or value is None:
+            continue
+        ratio = value.detach().reshape(len(value), *view.sizes) / shift.step
+        rest = [1 + dim for dim in range(len(view.sizes)) if dim not in shift.dims]
+        mean = ratio.mean(rest, keepdim=True) if rest else ratio
+        mean = mean.permute(0, *(1 + dim for dim in shift.dims), *rest)
+        shape = (len(value), *topology.spec.array_shape(factor.space))
+        nearest = mean.reshape(shape).round().to(torch.int64)
+        if sum(place.factor == factor.name for place in view.odd) % 2:
+            # An odd number of steps turns the bias round before it is moved: sin(pi - z) = sin(z).
+            found[factor.name] = torch.where(nearest % 2 == 1, nearest, -nearest)
+        else:
+            found[factor.name] = -nearest
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _generic(size: int, which: int) -> Tensor:
+    """Fixed numbers in general position along a fixed axis."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(1009 * which + size), dtype=torch.float64)
+
+
+def odd_statistics(
+    value: Tensor, names: Sequence[str | None], spaces: Collection[str], dims: tuple[int, ...], which: int
+) -> tuple[Tensor, Tensor]:
+    """One odd statistic of each unit, and the sum of magnitudes that it is measured by.
+
+    Args:
+        value: one dimension per leaf behind the batch.
+        names: of the leaves.
+        spaces: names of hidden spaces, over which sums are plain.
+        dims: the dimensions of the units.
+        which: 0 and 1: sums with two sets of fixed numbers; 2: sum of squares with their signs; 3: sum of cubes; 4: sum
+            weighted by the mean square over the units of the rest, which tells the other ends apart.
+
+    Shapes:
+        value: ``(B, *sizes)``; returns ``(B, *sizes of dims)`` twice.
+    """
+    ndim = value.ndim - 1
+    rest = [dim for dim in range(ndim) if dim not in dims]
+    if which == 2:
+        value = value * value.abs()
+    elif which == 3:
+        value = value**3
+    elif which == 4 and dims:
+        value = value * value.square().mean([1 + dim for dim in dims], keepdim=True)
+    for dim in rest:
+        if names[dim] not in spaces and value.shape[1 + dim] > 1:
+            numbers = _generic(value.shape[1 + dim], int(which == 1) + 2 * dim).to(value)
+            value = value * numbers.reshape(-1, *[1] * (ndim - 1 - dim))
+    order = (0, *(1 + dim for dim in dims), *(1 + dim for dim in rest))
+    flat = value.permute(order).reshape(len(value), *(value.shape[1 + dim] for dim in dims), -1)
+    return flat.sum(-1), flat.abs().sum(-1)
+
+
+class Signs:
+    """Signs of the networks of one bucket while they are being settled: 1, -1, or 0 where open.
+
+    Args:
+        topology: the architecture.
+        size: number of networks.
+        like: a tensor of the dtype and on the device of the values.
+    """
+
+    def __init__(self, topology: Topology, size: int, like: Tensor) -> None:
+        spec = topology.spec
+        self.topology, self.size = topology, size
+        self.views = views_of(topology)
+        self.spaces = {space.name for space in spec.spaces}
+        self.signs = {
+            factor.name: like.new_zeros(size, *spec.array_shape(factor.space))
+            for factor in spec.factors
+            if factor.kind == "sign"
+        }
+        self.places: dict[str, list[tuple[int, Place]]] = {name: [] for name in self.signs}
+        for number, view in enumerate(self.views):
+            for place in view.signs if view is not None else ():
+                self.places[place.factor].append((number, place))
+        for found in self.places.values():
+            found.sort(key=lambda item: self._rank(*item))
+        first = {name: min((self._order(n) for n, _ in found), default=0) for name, found in self.places.items()}
+        self.order = sorted(self.signs, key=lambda name: first[name])
+        self.complete: set[str] = set()
+
+    def _order(self, number: int) -> int:
+        return self.topology.layers[self.topology.blocks[number].layer].order
+
+    def _rank(self, number: int, place: Place) -> tuple[int, int]:
+        """Gains first (they hardly ever vanish), then what comes in, then the rest along the data flow."""
+        kind = self.topology.blocks[number].kind
+        into = 1 if not place.dims or place.dims[-1] == 0 or kind == "bias" else 2
+        return (0 if kind == "norm.weight" else into, self._order(number))
+
+    def settle(self, values: Sequence[Tensor | None], closed: Collection[str] = (), last: bool = True) -> None:
+        """Settle all that can be settled.
+
+        Args:
+            values: block values, before these signs act.
+            closed: spaces whose matrices are not settled yet; blocks that they act on do not count.
+            last: let units that hold each other, and dead ones, keep their signs.
+        """
+        blocks = {
+            number: (view, value.detach().reshape(self.size, *view.sizes))
+            for number, (value, view) in enumerate(zip(values, self.views, strict=True))
+            if view is not None and value is not None and view.signs
+            if not any(turn.space in closed for turn in view.turns)
+        }
+        while len(self.complete) < len(self.order):
+            if self._pass(blocks):
+                continue
+            if not last:
+                return
+            name = next(name for name in self.order if name not in self.complete)
+            self.signs[name] = torch.where(self.signs[name] == 0, 1.0, self.signs[name])
+            self.complete.add(name)
+
+    def _pass(self, blocks: Mapping[int, tuple[View, Tensor]]) -> bool:
+        progress = False
+        for name in self.order:
+            for number, place in self.places[name]:
+                if name not in self.complete and number in blocks:
+                    progress |= self._try(name, *blocks[number], place)
+        return progress
+
+    def _try(self, name: str, view: View, block: Tensor, place: Place) -> bool:
+        value = self.turned(view, block, place)
+        tolerance = tolerance_of(block.dtype)
+        progress = False
+        for which in range(STATISTICS):
+            statistic, size = odd_statistics(value, view.names, self.spaces, place.dims, which)
+            free = (self.signs[name] == 0) & (statistic.abs() > tolerance * size)
+            if bool(free.any()):
+                progress = True
+                self.signs[name] = torch.where(free, statistic.sign(), self.signs[name])
+                if bool((self.signs[name] != 0).all()):
+                    self.complete.add(name)
+                    break
+            elif bool((size == 0).all()):
+                break
+        return progress
+
+    def turned(self, view: View, value: Tensor, but: Place | None = None) -> Tensor:
+        """A block with its settled signs; entries with an open sign are zero.
+
+        Shapes:
+            value: ``(B, *sizes)``; returns the same.
+        """
+        for other in view.signs:
+            if other is not but:
+                value = value * onto(self.signs[other.factor], other.dims, len(view.sizes))
+        return value
+
+    def flips(self) -> dict[str, Tensor]:
+        """The flips of every factor; open signs do not flip."""
+        return {name: sign < 0 for name, sign in self.signs.items()}
