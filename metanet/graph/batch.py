@@ -6,7 +6,7 @@ no gather, no scatter, no padding. The batch remembers the order in which it was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,7 @@ class Bucket:
         origin: the bucket that this one was taken from, and which of its networks; cached results come from there.
         cache: results that depend on each network alone, first axis the network.
         program: the operations that their weights take part in, where they are known.
+        carried: with a program, raw blocks by number: not interpreted, but the network needs them to run.
 
     Shapes:
         index: ``(B,)``. values: ``(B, target, source, features)``, ``(B, nodes, features)`` or ``(B, features)``.
@@ -42,6 +43,7 @@ class Bucket:
     origin: tuple[Bucket, Tensor | None] | None = None
     cache: dict[str, Tensor] = field(default_factory=dict)
     program: Program | None = None
+    carried: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.index.numel())
@@ -54,15 +56,18 @@ class Bucket:
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """The networks' tensors by name, stacked; gradients flow through. Raw tensors are left out.
+        """The networks' tensors by name, stacked; gradients flow through. What is not known is left out.
 
         Shapes:
             returns ``(B, *shape)`` per name.
         """
         topology, count = self.topology, len(self)
         whole: dict[str, Tensor] = {}
-        for block, value in zip(topology.blocks, self.values, strict=True):
+        unknown: set[str] = set()
+        for number, block in enumerate(topology.blocks):
+            value = self.carried.get(number) if self.values[number] is None else self.values[number]
             if value is None:
+                unknown.add(block.tensor)
                 continue
             region = block.region.batched(count)
             if block.region.whole:
@@ -71,9 +76,8 @@ class Bucket:
             if block.tensor not in whole:
                 whole[block.tensor] = value.new_zeros(count, *topology.spec.tensors[block.tensor].shape)
             region.write(value, whole[block.tensor])
-        for number in topology.raw:  # a tensor of which only a part is known would be read as zeros
-            whole.pop(topology.blocks[number].tensor, None)
-        return {name: whole[owner] for name, owner in topology.owners.items() if owner in whole}
+        # A tensor of which only a part is known would be read as zeros.
+        return {name: whole[owner] for name, owner in topology.owners.items() if owner in whole.keys() - unknown}
 
     def remember(self, key: str, make: Callable[[Bucket], Tensor]) -> Tensor:
         """The result for ``key``, made on first use.
@@ -97,7 +101,8 @@ class Bucket:
     def select(self, rows: Tensor, index: Tensor) -> Bucket:
         """Some networks of the bucket, at new places."""
         values = tuple(None if value is None else value.index_select(0, rows) for value in self.values)
-        return Bucket(self.topology, index, values, (self, rows), program=self.program)
+        carried = {number: value.index_select(0, rows) for number, value in self.carried.items()}
+        return Bucket(self.topology, index, values, (self, rows), program=self.program, carried=carried)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bucket:
         """The bucket on another device or in another dtype; cached results are kept unless the dtype changes."""
@@ -108,7 +113,9 @@ class Bucket:
         same = all(
             new is None or old is None or new.dtype == old.dtype for new, old in zip(values, self.values, strict=True)
         )
-        return Bucket(self.topology, index, values, (self, None) if same else None, program=self.program)
+        carried = {number: value.to(device=device, dtype=dtype) for number, value in self.carried.items()}
+        origin = (self, None) if same else None
+        return Bucket(self.topology, index, values, origin, program=self.program, carried=carried)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,8 +203,15 @@ def collate(graphs: Iterable[ParameterGraph], dtype: torch.dtype = torch.float32
     for places in rows.values():
         topology, found = listed[places[0]].topology, listed[places[0]].program
         values: list[Tensor | None] = []
+        carried: dict[int, Tensor] = {}
         for number, block in enumerate(topology.blocks):
-            together = [listed[place].values[number].to(dtype) for place in places] if block.level != "raw" else []
-            values.append(torch.stack(together) if together else None)
-        buckets.append(Bucket(topology, torch.tensor(places), tuple(values), program=found))
+            raw = block.level == "raw"
+            if raw and (found is None or not listed[places[0]].values[number].is_floating_point()):
+                values.append(None)
+                continue
+            together = torch.stack([listed[place].values[number].to(dtype) for place in places])
+            values.append(None if raw else together)
+            if raw:
+                carried[number] = together
+        buckets.append(Bucket(topology, torch.tensor(places), tuple(values), program=found, carried=carried))
     return GraphBatch(tuple(buckets), len(listed))

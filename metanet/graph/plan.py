@@ -203,13 +203,18 @@ def _with_axes(plan: Plan, program: torch.export.ExportedProgram, device: torch.
             hint="use a network whose outputs are one per example",
         )
     text = repr([(plan.inputs, sorted(plan.tensors.items()), plan.outputs)])
-    text += repr([(str(step.function), step.args, sorted(step.kwargs.items(), key=str)) for step in plan.steps])
+    text += repr([(_called(step.function), step.args, sorted(step.kwargs.items(), key=str)) for step in plan.steps])
     text += repr([(number, tuple(value.shape)) for number, value in plan.constants.items()])
     digest = hashlib.sha256(text.encode()).hexdigest()[:32]
     return Plan(
         plan.probes, plan.inputs, plan.tensors, plan.constants, tuple(steps), plan.places, plan.outputs, axes, depth,
         chain, digest, plan.size,
     )  # fmt: skip
+
+
+def _called(function: Callable[..., Any]) -> str:
+    """A name without a place in memory."""
+    return str(function) if isinstance(function, torch._ops.OpOverload) else str(getattr(function, "__name__", ""))
 
 
 def _axis(value: Any, probes: int) -> int:

@@ -2,6 +2,7 @@
 
 from metanet.nn.layer import MessageLayer
 from metanet.nn.model import LEVELS, Metanet
+from metanet.nn.responses import Responses
 from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
 
-__all__ = ["LEVELS", "STATISTICS", "MessageLayer", "Metanet", "bucket_statistics", "layer_statistics"]
+__all__ = ["LEVELS", "STATISTICS", "MessageLayer", "Metanet", "Responses", "bucket_statistics", "layer_statistics"]

@@ -19,7 +19,7 @@ class GraphHead(nn.Module):
     """One answer per network, from averages over nodes and layers and from further features of the whole network.
 
     Args:
-        hidden: width of the node features.
+        hidden: width of the node features; 0 to read further features alone.
         extra: number of further features (statistics, probes).
         outputs: numbers per network.
         width: width of its hidden layer.
@@ -27,18 +27,31 @@ class GraphHead(nn.Module):
 
     def __init__(self, hidden: int, extra: int, outputs: int, width: int) -> None:
         super().__init__()
-        self.pooled = Dense(7 * hidden, width, gain=0.7)
+        self.pooled = Dense(7 * hidden, width, gain=0.7) if hidden else None
         self.further = Dense(extra, width, bias=False, gain=0.7) if extra else None
         self.middle = Dense(width, width, gain=1.4)
         self.out = Dense(width, outputs, gain=0.3)
 
-    def forward(self, structure: Structure, nodes: Tensor, layers: Tensor, extra: Tensor | None) -> Tensor:
+    def forward(
+        self, structure: Structure, nodes: Tensor | None, layers: Tensor | None, extra: Tensor | None
+    ) -> Tensor:
         """The answers.
 
         Shapes:
             nodes: ``(B, nodes, hidden)``. layers: ``(B, layers, hidden)``. extra: ``(B, extra)``. Returns ``(B,
             outputs)``.
         """
+        parts = []
+        if self.pooled is not None and nodes is not None and layers is not None:
+            parts.append(self.pooled(self._pools(structure, nodes, layers)))
+        if self.further is not None and extra is not None:
+            parts.append(self.further(extra))
+        hidden = relu(torch.stack(parts).sum(0)) if len(parts) > 1 else relu(parts[0])
+        answer: Tensor = self.out(relu(self.middle(hidden)) + hidden)
+        return answer
+
+    @staticmethod
+    def _pools(structure: Structure, nodes: Tensor, layers: Tensor) -> Tensor:
         width = nodes.shape[-1]
         x, y = layer_norm(nodes, (width,)), layer_norm(layers, (width,))
         pools = (structure.pools.to(x) @ x).flatten(1)
@@ -47,12 +60,7 @@ class GraphHead(nn.Module):
             ends = [y.mean(1), y.amax(1), y[:, edges[0]], y[:, edges[-1]]]
         else:
             ends = [x.new_zeros(len(x), width)] * 4
-        hidden = self.pooled(torch.cat([pools, *ends], dim=-1))
-        if self.further is not None and extra is not None:
-            hidden = hidden + self.further(extra)
-        hidden = relu(hidden)
-        answer: Tensor = self.out(relu(self.middle(hidden)) + hidden)
-        return answer
+        return torch.cat([pools, *ends], dim=-1)
 
 
 class NodeHead(nn.Module):

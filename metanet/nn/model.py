@@ -13,6 +13,7 @@ from metanet.nn.dense import Dense, Table, make_generator
 from metanet.nn.features import Embedding, check_bucket
 from metanet.nn.heads import EdgeHead, GraphHead, NodeHead
 from metanet.nn.layer import MessageLayer
+from metanet.nn.responses import Responses
 from metanet.nn.statistics import STATISTICS, bucket_statistics
 from metanet.nn.structure import Structure, structure_of
 from metanet.nn.sweep import Sweep
@@ -33,10 +34,14 @@ class Metanet(nn.Module):
         outputs: numbers per network, per unit or per weight.
         level: "graph" (one answer per network), "node" (per unit of every space) or "edge" (per weight).
         hidden: width of node, edge and layer features.
-        layers: rounds of messages; 0 leaves only what the readout adds.
+        layers: rounds of messages; 0 leaves only what the readout adds (with level "graph", if it adds anything).
         statistics: let the readout of level "graph" see :func:`metanet.nn.layer_statistics`.
             Call :meth:`fit_statistics` on the training networks first.
         probes: number of learned probe inputs that are run through the networks' own weights; 0 for none.
+        responses: number of learned inputs on which the networks' real operations are run, see
+            :class:`metanet.nn.Responses`; 0 for none. The graphs must hold their program, and :meth:`fit_statistics`
+            must see the training networks first.
+        mixing: rank of the mix of these inputs behind every activation; 0 runs the networks as they are.
         positions: kernel positions that are told apart exactly (see :class:`metanet.nn.features.Embedding`).
         readout: width of the readout of level "graph".
         partial: accept networks with used tensors that the graph only carries.
@@ -70,6 +75,8 @@ class Metanet(nn.Module):
         layers: int = 3,
         statistics: bool = True,
         probes: int = 0,
+        responses: int = 0,
+        mixing: int = 0,
         positions: int = 16,
         readout: int = 64,
         partial: bool = False,
@@ -86,6 +93,8 @@ class Metanet(nn.Module):
             ("hidden", hidden, 2),
             ("layers", layers, 0),
             ("probes", probes, 0),
+            ("responses", responses, 0),
+            ("mixing", mixing, 0),
             ("positions", positions, 1),
             ("readout", readout, 1),
             ("seed", seed, 0),
@@ -101,9 +110,16 @@ class Metanet(nn.Module):
             raise ModelError(
                 f"probes={probes} with level={level!r}: probes answer per network", hint="use level='graph'"
             )
+        if level != "graph" and responses:
+            raise ModelError(
+                f"responses={responses} with level={level!r}: responses tell of the network", hint="use level='graph'"
+            )
+        if responses == 1 or (mixing and not responses):
+            raise ModelError(f"responses={responses}, mixing={mixing}: expected responses of at least 2, or both 0")
         self.config: dict[str, Any] = {
             "outputs": outputs, "level": level, "hidden": hidden, "layers": layers, "statistics": statistics,
-            "probes": probes, "positions": positions, "readout": readout, "partial": partial, "symmetry": symmetry,
+            "probes": probes, "responses": responses, "mixing": mixing, "positions": positions,
+            "readout": readout, "partial": partial, "symmetry": symmetry,
             "mode": mode, "seed": seed,
         }  # fmt: skip
         self.outputs, self.level, self.partial = outputs, level, partial
@@ -112,10 +128,12 @@ class Metanet(nn.Module):
         self.layers = nn.ModuleList(MessageLayer(hidden, edges=edges, rounds=layers) for edges in update)
         self.statistics = _Standardise(len(STATISTICS)) if statistics and level == "graph" else None
         self.sweep = Sweep(probes) if probes else None
+        self.responses = Responses(responses, readout, mixing) if responses else None
         extra = (len(STATISTICS) if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
+        extra += self.responses.features if self.responses is not None else 0
         self.head: GraphHead | NodeHead | EdgeHead
         if level == "graph":
-            self.head = GraphHead(hidden, extra, outputs, readout)
+            self.head = GraphHead(0 if extra and not layers else hidden, extra, outputs, readout)
         elif level == "node":
             self.head = NodeHead(hidden, outputs)
         else:
@@ -129,12 +147,16 @@ class Metanet(nn.Module):
                 module.reset_parameters(generator)
         if self.sweep is not None:
             self.sweep.reset_parameters(generator)
+        if self.responses is not None:
+            self.responses.reset_parameters(generator)
 
     def fit_statistics(self, batch: GraphBatch) -> None:
-        """Standardise layer statistics by these networks; they should be the training networks.
+        """Standardise layer statistics and responses by these networks; they should be the training networks.
 
-        Does nothing without statistics.
+        Makes the learned inputs of responses for these networks' inputs. Does nothing without either.
         """
+        if self.responses is not None:
+            self.responses.prepare(self._checked(batch))
         if self.statistics is not None:
             self.statistics.fit(batch.gather(bucket_statistics(bucket) for bucket in self._checked(batch)))
 
@@ -164,6 +186,8 @@ class Metanet(nn.Module):
 
     def _bucket(self, bucket: Bucket) -> Tensor | dict[str, Tensor]:
         structure = structure_of(bucket.topology)
+        if isinstance(self.head, GraphHead) and self.head.pooled is None:
+            return self.head(structure, None, None, self._extra(structure, bucket))
         nodes, edges, layers = self.embedding(bucket, edges=bool(self.layers) or self.level == "edge")
         for layer in self.layers:
             nodes, edges, layers = layer(structure, bucket, nodes, edges, layers)
@@ -179,6 +203,8 @@ class Metanet(nn.Module):
             found.append(self.statistics(bucket_statistics(bucket)))
         if self.sweep is not None:
             found.append(self.sweep(structure, bucket))
+        if self.responses is not None:
+            found.append(self.responses(bucket))
         return torch.cat(found, dim=-1) if found else None
 
     def _rows(self, batch: GraphBatch, answers: list[Tensor | dict[str, Tensor]]) -> list[dict[str, Tensor]]:
