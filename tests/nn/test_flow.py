@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from metanet.graph import ParameterGraph, collate
-from metanet.nn.flow import propagate, schedule
+from metanet.nn.flow import propagate
+from metanet.nn.steps import schedule
 from symmetry import Fixed, Product, SymmetrySpec
 from tests.graph.specs import atom, conv, linear, lstm, make_spec, mlp, norm, random_state, residual
 
