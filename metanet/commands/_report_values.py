@@ -34,6 +34,8 @@ NAMES = {
     "flat": "flat MLP on raw weights",
     "constant": "constant",
     "linear": "layer statistics + linear model",
+    "norm": "norm of the unit",
+    "magnitude": "magnitude of the weight",
 }
 KINDS = {"average": "average", "metanet": "metanetwork"}
 
@@ -77,7 +79,8 @@ def training_values(training: Training, trained: Trained, evaluation: Evaluation
         if training.zoo is not None:
             values["predictions"]["group"] = families(training.zoo, evaluation.names)
     if training.zoo is not None:
-        values["zoo"] = zoo_values(training.zoo, column if numbers else None)
+        known = numbers and column in training.zoo.index.names
+        values["zoo"] = zoo_values(training.zoo, column if known else None)
         values["seeds"]["zoo"] = training.zoo.manifest["config"]["seed"]
         values["configuration"]["zoo"] = training.zoo.manifest["config"]
     return values

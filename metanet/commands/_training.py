@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metanet.commands._place_items import place_items
 from metanet.commands._terminal import progress
 from metanet.commands._zoo_data import zoo_items
 from metanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from metanet.datasets import Zoo
-    from metanet.tasks import Evaluation, Method, PropertyData, PropertyTask
+    from metanet.tasks import Evaluation, Method, PlaceData, PlaceTask, PropertyData, PropertyTask
     from metanet.train import Trained, TrainerSettings
 
 
@@ -28,8 +29,8 @@ class Training:
         config: The composed configuration.
     """
 
-    task: PropertyTask
-    data: PropertyData
+    task: PropertyTask | PlaceTask
+    data: PropertyData | PlaceData
     model: Mapping[str, Any]
     settings: TrainerSettings
     folder: Path
@@ -43,10 +44,14 @@ class Training:
         return train(self.task, self.data, self.model, self.settings, self.folder, overwrite)
 
     def assess(self, baselines: Sequence[Method]) -> Evaluation:
-        """Measure the trained model on the held-out part."""
-        from metanet.tasks import PropertyModel, evaluate
+        """Measure the trained model on the held-out part; tasks per unit or weight have their own baseline."""
+        from metanet.tasks import PlaceData, PlaceModel, PlaceTask, PropertyModel, evaluate, evaluate_places
 
         seed = self.settings.seed
+        if isinstance(self.task, PlaceTask) or isinstance(self.data, PlaceData):
+            if not (isinstance(self.task, PlaceTask) and isinstance(self.data, PlaceData)):
+                raise ConfigError("the data are not those of the task", where="task")
+            return evaluate_places(PlaceModel.open(self.folder), self.task, self.data, seed=seed)
         return evaluate(PropertyModel.open(self.folder), self.task, self.data, baselines=baselines, seed=seed)
 
 
@@ -57,7 +62,7 @@ def prepare(config: Mapping[str, Any]) -> Training:
         ConfigError: A setting is unknown, missing or impossible.
         ZooError: The zoo is not there or not finished.
     """
-    from metanet.tasks import labelled_folder, property_data, task_from_mapping
+    from metanet.tasks import PlaceTask, labelled_folder, place_data, property_data, task_from_mapping
     from metanet.train import TrainerSettings
 
     task = task_from_mapping(config["task"])
@@ -69,7 +74,13 @@ def prepare(config: Mapping[str, Any]) -> Training:
         from metanet.datasets import Zoo as ZooOnDisk
 
         zoo = ZooOnDisk.open(dataset["folder"])
+        if isinstance(task, PlaceTask):
+            places = progress(place_items(zoo, task), "run networks", len(zoo))
+            found = place_data(places, task.level, task.column, seed=settings.seed, resplit=resplit)
+            return Training(task, found, config["model"], settings, Path(config["folder"]), zoo, config)
         items = progress(zoo_items(zoo, task.column), "read networks", len(zoo))
+    elif isinstance(task, PlaceTask):
+        raise ConfigError(f"{kind!r} given, but task={task.name} runs networks of a zoo", where="dataset.kind")
     elif kind == "labelled_folder":
         folder = labelled_folder(dataset)
         items = progress(folder.items(task.column), "read networks", len(folder.rows()))

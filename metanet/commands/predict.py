@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from metanet.commands._reading import add_reading_arguments, load_named
-from metanet.commands._terminal import cell, progress, say
+from metanet.commands._terminal import cell, progress, say, table
 from metanet.errors import ConfigError, MetanetError
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Checkpoint
+    from metanet.tasks.place_predict import PlacePrediction
     from metanet.tasks.predict import Prediction
 
 DESCRIPTION = """\
@@ -44,15 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from metanet.tasks.predict import PropertyModel
+    from metanet.tasks import PlaceModel, PropertyModel
+    from metanet.tasks.place_task import PLACES_NAME
+    from metanet.train import Artefact
 
     names = [*arguments.files, *_listed(arguments.files_from)]
     if not names:
         raise ConfigError("no checkpoint file named", hint="name files, or a list of them with --files-from")
-    model = PropertyModel.open(arguments.model)
+    artefact = Artefact.open(arguments.model)
     checkpoints = _read(progress(names, "predict", len(names)), arguments)
-    answers = model.predict(checkpoints, arguments.anyway)
-    refused = _print_json(answers) if arguments.json else _print_table(answers, model.column)
+    if artefact.holds(PLACES_NAME):
+        places = PlaceModel(artefact)
+        found = places.predict(checkpoints, arguments.anyway)
+        refused = _print_json(found) if arguments.json else _print_places(found, places.column)
+    else:
+        model = PropertyModel(artefact)
+        answers = model.predict(checkpoints, arguments.anyway)
+        refused = _print_json(answers) if arguments.json else _print_table(answers, model.column)
     if refused:
         say(f"metanet predict: {refused} of {len(names)} files refused")
     return 2 if refused else 0
@@ -92,7 +103,27 @@ def _print_table(answers: Iterable[Prediction], column: str) -> int:
     return refused
 
 
-def _print_json(answers: Iterable[Prediction]) -> int:
+def _print_places(answers: Iterable[PlacePrediction], column: str) -> int:
+    """One row per space or tensor: the mean, the highest and where it stands; all values are in `--json`."""
+    refused = 0
+    for answer in answers:
+        if answer.refused:
+            refused += 1
+            say(f"refused: {answer.name}: {answer.refused.removeprefix(f'{answer.name}: ')}")
+            continue
+        rows = []
+        for name, values in answer.values.items():
+            top = int(values.argmax())
+            place = ", ".join(str(int(i)) for i in np.unravel_index(top, tuple(values.shape)))
+            rows.append([name, f"{float(values.mean()):.3f}", f"{float(values.reshape(-1)[top]):.3f}", place])
+        print(answer.name)
+        print(table([column, "mean", "highest", "at"], rows), flush=True)
+        if answer.warning:
+            say(f"warning: {answer.name}: {answer.warning}")
+    return refused
+
+
+def _print_json(answers: Iterable[Prediction | PlacePrediction]) -> int:
     """One array, an answer a line, printed as the answers come."""
     refused, separator = 0, "["
     for answer in answers:

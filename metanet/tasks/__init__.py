@@ -28,6 +28,9 @@ from metanet.tasks.metrics import (
     r_squared,
 )
 from metanet.tasks.nested import OuterFold, Plan, nested_cross_validation
+from metanet.tasks.place_predict import PlaceModel, PlacePrediction, evaluate_places
+from metanet.tasks.place_task import EdgeTask, PlaceTask, UnitTask
+from metanet.tasks.places import PlaceData, PlaceItem, place_data
 from metanet.tasks.predict import Prediction, PropertyModel, predict
 from metanet.tasks.property import PropertyTask
 from metanet.tasks.registry import task_from_mapping
@@ -39,6 +42,7 @@ __all__ = [
     "BoostingOptions",
     "ConstantMethod",
     "Coverage",
+    "EdgeTask",
     "Evaluation",
     "FlatMethod",
     "Interval",
@@ -48,6 +52,11 @@ __all__ = [
     "Method",
     "ModelScore",
     "OuterFold",
+    "PlaceData",
+    "PlaceItem",
+    "PlaceModel",
+    "PlacePrediction",
+    "PlaceTask",
     "Plan",
     "Prediction",
     "PropertyData",
@@ -57,6 +66,7 @@ __all__ = [
     "Result",
     "TargetTransform",
     "TreesMethod",
+    "UnitTask",
     "accuracy",
     "average",
     "balanced_accuracy",
@@ -64,6 +74,7 @@ __all__ = [
     "build_model",
     "check_no_leak",
     "evaluate",
+    "evaluate_places",
     "fit_trees",
     "flat_weights",
     "group_folds",
@@ -73,6 +84,7 @@ __all__ = [
     "mean_absolute_error",
     "measure_all",
     "nested_cross_validation",
+    "place_data",
     "predict",
     "property_data",
     "r_squared",

@@ -16,13 +16,14 @@ from metanet.nn import Metanet
 _RESERVED = ("outputs", "level", "seed", "generator")
 
 
-def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Generator) -> Metanet:
-    """A metanetwork with one answer per network.
+def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Generator, level: str = "graph") -> Metanet:
+    """A metanetwork with one answer per network, unit or weight.
 
     Args:
         options: `name: metanet` (or none) and the arguments of `metanet.nn.Metanet`.
-        outputs: Numbers per network.
+        outputs: Numbers per network, unit or weight.
         generator: Source of the first weights.
+        level: "graph", "node" or "edge".
 
     Raises:
         ConfigError: An unknown model or option, or one out of range.
@@ -36,7 +37,7 @@ def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Gener
     if unknown:
         raise ConfigError(f"no such option: {unknown[0]!r}", hint=f"there are {', '.join(known)}", where="model")
     try:
-        return Metanet(outputs, "graph", **given, generator=generator)
+        return Metanet(outputs, level, **given, generator=generator)
     except ModelError as error:
         raise ConfigError(error.reason, hint=error.hint, where="model") from error
 

@@ -86,7 +86,7 @@ def weight_saliency(graph: ParameterGraph, run: Run, labels: Tensor) -> dict[str
         return: the shape of each tensor that the graph interprets and the loss depends on, at least -6 everywhere
     """
     state = graph.state()
-    seen = _interpreted(graph)
+    seen = [name for name in _interpreted(graph) if not graph.spec.tensors[name].kind.startswith("norm.running")]
     leaves = {name: state[name].detach().double().requires_grad_() for name in seen if state[name].is_floating_point()}
     doubles = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
     given = {name: leaves.get(graph.topology.owners[name], value) for name, value in doubles.items()}

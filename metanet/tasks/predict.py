@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metanet.errors import MetanetError, TaskError, TrainError
-from metanet.graph import GraphBatch, ParameterGraph, collate
+from metanet.graph import GraphBatch, ParameterGraph, collate, program_of
 from metanet.tasks.boosting import BoostedTrees
 from metanet.tasks.build import build_model
 from metanet.tasks.coverage import Coverage
@@ -134,28 +134,13 @@ class PropertyModel:
         """
         waiting: list[tuple[str, ParameterGraph | Prediction, str]] = []
         for name, checkpoint in checkpoints:
-            waiting.append((name, *self._read(name, checkpoint, anyway)))
+            graph, warning = read_graph(self.coverage, checkpoint, anyway)
+            said = Prediction(name, None, refused=graph) if isinstance(graph, str) else graph
+            waiting.append((name, said, warning))
             if len(waiting) == _BATCH:
                 yield from self._answers(waiting)
                 waiting = []
         yield from self._answers(waiting)
-
-    def _read(
-        self, name: str, checkpoint: Readable | MetanetError, anyway: bool
-    ) -> tuple[ParameterGraph | Prediction, str]:
-        if isinstance(checkpoint, MetanetError):
-            return Prediction(name, None, refused=str(checkpoint)), ""
-        try:
-            spec, state = checkpoint.spec, checkpoint.state
-            reason = self.coverage.refusal(spec)
-            if reason and not anyway:
-                return Prediction(name, None, refused=f"architecture not readable: {reason}"), ""
-            for tensor_name, tensor in state.items():
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    return Prediction(name, None, refused=f"{tensor_name} holds NaN or infinities"), ""
-            return ParameterGraph.build(spec, state), reason
-        except (MetanetError, SymmetryError) as error:
-            return Prediction(name, None, refused=str(error)), ""
 
     def _answers(self, waiting: list[tuple[str, ParameterGraph | Prediction, str]]) -> Iterator[Prediction]:
         graphs = [graph for _, graph, _ in waiting if isinstance(graph, ParameterGraph)]
@@ -169,6 +154,34 @@ class PropertyModel:
             chances = dict(zip(self.encoding.classes, map(float, row[0]), strict=True)) if self.encoding.classes else {}
             said = str(value) if self.encoding.classes else float(value)
             yield Prediction(name, said, chances, warning=f"extrapolates: {warning}" if warning else "")
+
+
+def read_graph(
+    coverage: Coverage, checkpoint: Readable | MetanetError, anyway: bool
+) -> tuple[ParameterGraph | str, str]:
+    """The graph of a checkpoint and what makes answers about it doubtful; or why nothing is said of it.
+
+    Args:
+        coverage: What the model was trained on.
+        checkpoint: The checkpoint, or the error that reading it raised.
+        anyway: Accept architectures that the model has not seen the like of.
+    """
+    if isinstance(checkpoint, MetanetError):
+        return str(checkpoint), ""
+    try:
+        spec, state = checkpoint.spec, checkpoint.state
+        reason = coverage.refusal(spec)
+        if reason and not anyway:
+            return f"architecture not readable: {reason}", ""
+        for tensor_name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                return f"{tensor_name} holds NaN or infinities", ""
+        # What runs the network needs its operations; a checkpoint of unknown architecture has none.
+        architecture = getattr(checkpoint, "architecture", None)
+        program = None if architecture is None else program_of(architecture)
+        return ParameterGraph.build(spec, state, program), reason
+    except (MetanetError, SymmetryError) as error:
+        return str(error), ""
 
 
 def predict(

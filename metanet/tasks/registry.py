@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from metanet.errors import ConfigError
+from metanet.tasks.place_task import EdgeTask, PlaceTask, UnitTask
 from metanet.tasks.property import PropertyTask
 
-TASKS = {"property": PropertyTask.from_mapping}
+TASKS: Mapping[str, Callable[[Mapping[str, Any]], PropertyTask | PlaceTask]] = {
+    "property": PropertyTask.from_mapping,
+    "unit": UnitTask.from_mapping,
+    "edge": EdgeTask.from_mapping,
+}
 
 
-def task_from_mapping(options: Mapping[str, Any]) -> PropertyTask:
+def task_from_mapping(options: Mapping[str, Any]) -> PropertyTask | PlaceTask:
     """The task that `options["task"]` names, with the other options.
 
     Raises:
