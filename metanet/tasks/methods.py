@@ -18,7 +18,7 @@ from metanet.errors import ConfigError
 from metanet.tasks.boosting import BoostingOptions
 from metanet.tasks.data import PropertyData
 from metanet.tasks.flat import SCALES, FlatData, FlatTask
-from metanet.tasks.property import PropertyTask, choose_share, fit_property_trees, outputs_of, tree_scores
+from metanet.tasks.property import PropertyTask, choose_share, features_of, fit_property_trees, outputs_of, tree_scores
 from metanet.train import Trained, TrainerSettings, fit
 
 Scores = NDArray[np.float64]
@@ -106,17 +106,25 @@ class FlatMethod:
 
 @dataclass(frozen=True)
 class TreesMethod:
-    """Boosted trees on the layer statistics; grown as the task says where no options are given."""
+    """Boosted trees; grown as the task says where no options are given.
+
+    Attributes:
+        options: How the trees are grown.
+        features: What they see, as in `PropertyTask.features`; "task" takes the task's own.
+    """
 
     options: BoostingOptions | None = None
     name: str = "trees"
+    features: str = "task"
     kind: str = "baseline"
 
     def run(self, task: PropertyTask, data: PropertyData, seed: int) -> Result:
         began = time.perf_counter()
         encoding = task.encoding(data)
+        task = task if self.features == "task" else replace(task, features=self.features)
         trees = fit_property_trees(task, data, seed, self.options)
-        return Result(self.name, tree_scores(encoding, trees, data.statistics), time.perf_counter() - began)
+        scores = tree_scores(encoding, trees, features_of(task, data, seed))
+        return Result(self.name, scores, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)

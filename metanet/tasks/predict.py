@@ -18,13 +18,16 @@ from metanet.graph import GraphBatch, ParameterGraph, collate, program_of
 from metanet.tasks.boosting import BoostedTrees
 from metanet.tasks.build import build_model
 from metanet.tasks.coverage import Coverage
-from metanet.tasks.data import PropertyData, statistics_of
+from metanet.tasks.data import PropertyData
 from metanet.tasks.encoding import Encoding
-from metanet.tasks.property import FORMAT, PROPERTY_NAME, TREES_NAME, outputs_of, tree_scores
+from metanet.tasks.inverted import Inverted, feature_matrix
+from metanet.tasks.property import FORMAT, INPUTS_NAME, PROPERTY_NAME, TREES_NAME, outputs_of, tree_scores
 from metanet.train import Artefact
 from symmetry import SymmetryError, SymmetrySpec
 
 _BATCH = 256
+# Tasks whose trained models are property predictors, whatever they were trained with.
+PROPERTY_TASKS = ("property", "inr_classification")
 
 
 class Readable(Protocol):
@@ -72,7 +75,7 @@ class PropertyModel:
 
     def __init__(self, artefact: Artefact) -> None:
         task = artefact.config.get("task")
-        if not isinstance(task, dict) or task.get("task") != "property":
+        if not isinstance(task, dict) or task.get("task") not in PROPERTY_TASKS:
             raise TaskError("holds no property predictor", where=artefact.folder)
         record = artefact.values(PROPERTY_NAME)
         if record.get("format") != FORMAT:
@@ -85,6 +88,11 @@ class PropertyModel:
         self.validation: dict[str, Any] = record.get("validation") or {}
         self.share = float(record.get("share", 1.0))
         self.model = self._model(artefact)
+        self.features = str(record.get("features", "statistics"))
+        self.inverted = None
+        if self.features == "inverted":
+            stored = artefact.tensors(INPUTS_NAME) if artefact.holds(INPUTS_NAME) else {}
+            self.inverted = Inverted.from_tensors(stored)
         self.trees = BoostedTrees.from_tensors(artefact.tensors(TREES_NAME)) if artefact.holds(TREES_NAME) else None
 
     @classmethod
@@ -120,7 +128,7 @@ class PropertyModel:
         ours = self.encoding.scores(outputs_of(self.model, batch))
         if self.trees is None:
             return {"metanet": ours}
-        theirs = tree_scores(self.encoding, self.trees, statistics_of(batch))
+        theirs = tree_scores(self.encoding, self.trees, feature_matrix(batch, self.features, self.inverted))
         return {"average": self.share * ours + (1 - self.share) * theirs, "metanet": ours, "trees": theirs}
 
     def predict(

@@ -20,13 +20,15 @@ from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData
 from metanet.tasks.encoding import Encoding
+from metanet.tasks.inverted import Inverted, feature_matrix, invert
 from metanet.tasks.options import check_options
 from metanet.train import Extras, Monitor
 
-PROPERTY_NAME, TREES_NAME = "property.json", "trees.safetensors"
+PROPERTY_NAME, TREES_NAME, INPUTS_NAME = "property.json", "trees.safetensors", "inputs.safetensors"
 FORMAT = "metanet.property/1"
 KINDS = ("auto", "regression", "classification")
 LOSSES = ("huber", "squared")
+FEATURES = ("statistics", "rich", "responses", "inverted")
 _CHUNK = 256
 
 
@@ -46,7 +48,10 @@ class PropertyTask:
         jitter: In training every weight is multiplied by 1 + jitter times a normal number, drawn anew at every step: it
             keeps a model with few networks to learn from from knowing them by heart. The statistics stay as they are.
         best_by: Validation metric that chooses the epoch; "auto" takes the loss.
-        ensemble: Also fit boosted trees on the layer statistics, and average both.
+        ensemble: Also fit boosted trees on `features`, and average both.
+        features: What the trees see: "statistics" of the layers; "rich": statistics in the canonical gauge, which the
+            whole group leaves alone; "responses": also answers to random smooth inputs; "inverted": also answers to
+            inputs that the better training networks agree on. What runs networks needs graphs with their program.
         share: Share of the metanetwork in the average; -1 chooses it on the validation part.
         boosting: How the trees are grown.
     """
@@ -62,6 +67,7 @@ class PropertyTask:
     jitter: float = 0.3
     best_by: str = "auto"
     ensemble: bool = True
+    features: str = "statistics"
     share: float = -1.0
     boosting: BoostingOptions = field(default_factory=BoostingOptions)
 
@@ -69,6 +75,7 @@ class PropertyTask:
         for name, good, expected in (
             ("kind", self.kind in KINDS, f"one of {', '.join(KINDS)}"),
             ("objective", self.objective in LOSSES, f"one of {', '.join(LOSSES)}"),
+            ("features", self.features in FEATURES, f"one of {', '.join(FEATURES)}"),
             ("batch", self.batch >= 1, "1 or more"),
             ("chunk", self.chunk >= 1, "1 or more"),
             ("rank", self.rank >= 0, "0 or more"),
@@ -214,18 +221,23 @@ class PropertyTask:
             "coverage": Coverage.of(train).to_json(),
             "validation": {"metanet": _finite(self.measure(data, val, scores))},
             "share": 1.0,
+            "features": self.features,
         }
         if not self.ensemble:
             return Extras({}, {PROPERTY_NAME: record})
         seed = int(torch.randint(2**31, (1,), generator=generator))
         trees = fit_property_trees(self, data, seed)
-        others = tree_scores(encoding, trees, data.statistics[val])
+        inverted = inverted_inputs(self, data, seed)
+        others = tree_scores(encoding, trees, features_of(self, data, seed)[val])
         share = self.share if self.share >= 0 else choose_share(encoding, scores, others, data.targets[val])
         average = share * scores + (1 - share) * others
         record["share"] = share
         record["validation"]["trees"] = _finite(self.measure(data, val, others))
         record["validation"]["average"] = _finite(self.measure(data, val, average))
-        return Extras({TREES_NAME: trees.tensors()}, {PROPERTY_NAME: record})
+        tensors = {TREES_NAME: trees.tensors()}
+        if inverted is not None and inverted.inputs:
+            tensors[INPUTS_NAME] = inverted.tensors()
+        return Extras(tensors, {PROPERTY_NAME: record})
 
 
 def jittered(batch: GraphBatch, deviation: float, generator: torch.Generator) -> GraphBatch:
@@ -268,13 +280,49 @@ def outputs_of(model: nn.Module, batch: GraphBatch) -> NDArray[np.float32]:
 def fit_property_trees(
     task: PropertyTask, data: PropertyData, seed: int, options: BoostingOptions | None = None
 ) -> BoostedTrees:
-    """Boosted trees on the layer statistics of the training part; grown as the task says, or as `options` say."""
+    """Boosted trees on the task's features of the training part; grown as the task says, or as `options` say."""
     encoding, places = task.encoding(data), data.part("train")
     targets, weights = encoding.encode(data.targets[places]), task.class_weights(data)
     each = None if weights is None else weights.numpy()[targets]
     return fit_trees(
-        data.statistics[places], targets, len(encoding.classes), seed, options or task.boosting, weights=each
+        features_of(task, data, seed)[places],
+        targets,
+        len(encoding.classes),
+        seed,
+        options or task.boosting,
+        weights=each,
     )
+
+
+def inverted_inputs(task: PropertyTask, data: PropertyData, seed: int) -> Inverted | None:
+    """The inputs that the training networks agree on, made once; None for features that do without.
+
+    Where the target is a share (an accuracy), the networks with the larger ones are asked, else all alike.
+    """
+    if task.features != "inverted":
+        return None
+
+    def make() -> Inverted:
+        places = data.part("train")
+        transform = task.encoding(data).transform
+        shares = transform is not None and transform.name == "logit"
+        goodness = data.targets[places].astype(float) if shares else None
+        return invert(data.batch.select(places.tolist()), goodness, seed)
+
+    found: Inverted = data.remember(("inverted", seed), make)
+    return found
+
+
+def features_of(task: PropertyTask, data: PropertyData, seed: int) -> NDArray[np.float64]:
+    """What boosted trees see of every network of the data.
+
+    Shapes:
+        return: (n, features)
+    """
+    inverted = inverted_inputs(task, data, seed)
+    key = ("features", task.features, seed if inverted is not None else 0)
+    found: NDArray[np.float64] = data.remember(key, lambda: feature_matrix(data.batch, task.features, inverted))
+    return found
 
 
 def tree_scores(encoding: Encoding, trees: BoostedTrees, statistics: NDArray[np.float64]) -> NDArray[np.float64]:

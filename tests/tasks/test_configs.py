@@ -28,7 +28,7 @@ def test_every_task_model_and_trainer_compose(task):
         made = task_from_mapping(config["task"])
         settings = TrainerSettings.from_mapping(config["trainer"])
         net = build_model(config["model"], 2, torch.Generator().manual_seed(0))
-        assert isinstance(made, PropertyTask)
+        assert made.describe()["task"] == config["task"]["task"]
         assert isinstance(net, Metanet)
         assert settings.seed == 7
         assert config["folder"].startswith("runs/")
