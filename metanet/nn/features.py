@@ -2,10 +2,13 @@
 
 Every tensor is divided by its own root mean square, whose logarithm goes to its layer node; variances enter as the
 logarithm of the standard deviation. Kernel positions are expressed in a cosine basis, so that one table of weights per
-kind of tensor reads kernels of any size. This respects permutations; it is not invariant to rescaling single units.
+kind of tensor reads kernels of any size. This respects permutations; invariance to rescaling single units comes from
+the frame that the weights stand in (:mod:`metanet.nn.frames`).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ __all__ = ["Embedding", "check_bucket", "coefficients", "moments", "standardised
 
 MOMENTS = 5
 _FLOOR = 1e-12
+_GRAPHS, _TENSORS = 3, 8  # so many are listed by name when weights are not finite
 
 
 def check_bucket(bucket: Bucket, partial: bool) -> None:
@@ -40,12 +44,21 @@ def check_bucket(bucket: Bucket, partial: bool) -> None:
         )
     finite = bucket.remember("finite", _finite)
     if not bool(finite.all()):
-        row = int((~finite).any(1).nonzero()[0, 0])
-        block = bucket.topology.blocks[int((~finite[row]).nonzero()[0, 0])]
-        raise ModelError(
-            f"graph {int(bucket.index[row])}: tensor {block.tensor!r} holds NaN or infinite values",
-            hint="leave diverged networks out of the batch",
-        )
+        rows = (~finite).any(1).nonzero().reshape(-1).tolist()
+        told = "; ".join(_bad(bucket, finite, row) for row in rows[:_GRAPHS])
+        rest = f"; {len(rows) - _GRAPHS} more graphs like these" if len(rows) > _GRAPHS else ""
+        raise ModelError(told + rest, hint="leave diverged networks out of the batch")
+
+
+def _bad(bucket: Bucket, finite: Tensor, row: int) -> str:
+    """Which tensors of a network are not finite."""
+    blocks = [bucket.topology.blocks[i] for i in (~finite[row]).nonzero().reshape(-1).tolist()]
+    names = list(dict.fromkeys(block.tensor for block in blocks))
+    if len(names) == 1:
+        return f"graph {int(bucket.index[row])}: tensor {names[0]!r} holds NaN or infinite values"
+    listed = ", ".join(map(repr, names[:_TENSORS]))
+    more = f" and {len(names) - _TENSORS} more" if len(names) > _TENSORS else ""
+    return f"graph {int(bucket.index[row])}: tensors {listed}{more} hold NaN or infinite values"
 
 
 def _finite(bucket: Bucket) -> Tensor:
@@ -79,8 +92,14 @@ def moments(value: Tensor) -> tuple[Tensor, Tensor]:
     return rms, told
 
 
-def standardised(block: Block, value: Tensor) -> tuple[Tensor, Tensor]:
+def standardised(block: Block, value: Tensor, gauge: str = "rms") -> tuple[Tensor, Tensor]:
     """A block's values at order 1, and the moments that were taken out.
+
+    Args:
+        block: the block.
+        value: its values.
+        gauge: "unit" multiplies by a constant of the architecture (the root of the number of weights per unit, which
+            is right for incoming norms of 1); any other divides by each network's own root mean square.
 
     Shapes:
         value: ``(B, ..., features)``; returns the same and ``(B, MOMENTS)``.
@@ -89,6 +108,8 @@ def standardised(block: Block, value: Tensor) -> tuple[Tensor, Tensor]:
         value = 0.5 * (value.clamp(min=0) + max(block.offset or 0.0, 1e-8)).log()
         return value, moments(value)[1]
     rms, told = moments(value)
+    if gauge == "unit":
+        return value * math.prod(value.shape[2:] if block.level == "edge" else ()) ** 0.5, told
     return value / rms.clamp(min=_FLOOR).reshape(-1, *[1] * (value.ndim - 1)), told
 
 
@@ -112,11 +133,13 @@ class Embedding(nn.Module):
         hidden: width.
         positions: kernel positions that are told apart exactly; larger kernels are seen through their smoothest
             ``positions`` cosine coefficients and their norm.
+        gauge: how values are brought to order 1, see :func:`standardised`.
     """
 
-    def __init__(self, hidden: int, positions: int) -> None:
+    def __init__(self, hidden: int, positions: int, gauge: str = "rms") -> None:
         super().__init__()
-        self.hidden, self.positions = hidden, positions
+        self.hidden, self.positions, self.gauge = hidden, positions, gauge
+        self.way = "constant/" if gauge == "unit" else ""  # names what is kept with a bucket
         self.edge = Table(len(KINDS), positions + 1, hidden, scale=0.7)
         self.node = Table(len(KINDS), positions + 1, hidden, scale=0.7)
         self.kind = Table(len(KINDS), hidden, scale=0.3)
@@ -131,12 +154,12 @@ class Embedding(nn.Module):
         block, value = bucket.topology.blocks[number], bucket.value(number)
 
         def make(source: Bucket, which: int) -> Tensor:
-            z, told = standardised(block, source.value(number))
+            z, told = standardised(block, source.value(number), self.gauge)
             return (coefficients(block, z, self.positions), told)[which]
 
         if value.requires_grad:
             return make(bucket, 0), make(bucket, 1)
-        key = f"input/{self.positions}/{number}"
+        key = f"input/{self.way}{self.positions}/{number}"
         first = bucket.remember(key, lambda source: make(source, 0))
         return first, bucket.remember(f"{key}/moments", lambda source: make(source, 1))
 
@@ -199,11 +222,11 @@ class Embedding(nn.Module):
         block, value = bucket.topology.blocks[number], bucket.value(number)
 
         def make(source: Bucket, axis: int) -> Tensor:
-            z, _ = standardised(block, source.value(number))
+            z, _ = standardised(block, source.value(number), self.gauge)
             size = (z.square().mean((axis, 3)) + 1e-6).log() / 2
             return torch.stack([size, z.mean((axis, 3))], dim=-1)
 
         if value.requires_grad:
             return make(bucket, 2), make(bucket, 1)
-        incoming = bucket.remember(f"rows/{number}/in", lambda source: make(source, 2))
-        return incoming, bucket.remember(f"rows/{number}/out", lambda source: make(source, 1))
+        incoming = bucket.remember(f"rows/{self.way}{number}/in", lambda source: make(source, 2))
+        return incoming, bucket.remember(f"rows/{self.way}{number}/out", lambda source: make(source, 1))

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
-from metanet.graph import KINDS, Bucket
+from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
 from metanet.nn.features import standardised
+from metanet.nn.frames import Motion
+from metanet.nn.frames.places import gains_of
 from metanet.nn.structure import Structure
 
 __all__ = ["EdgeHead", "GraphHead", "NodeHead"]
@@ -97,26 +99,43 @@ class EdgeHead(nn.Module):
         outputs: numbers per weight.
         positions: cosine coefficients that are answered separately; a learned gain on the weight itself is added to
         them.
+        gauge: how weights are brought to order 1, see :func:`metanet.nn.features.standardised`.
+        whole: answer for every tensor of the state: zeros where the graph interprets nothing, and changes of a variance
+            that keep it above minus its epsilon.
     """
 
-    def __init__(self, hidden: int, outputs: int, positions: int) -> None:
+    def __init__(self, hidden: int, outputs: int, positions: int, gauge: str = "rms", whole: bool = False) -> None:
         super().__init__()
-        self.outputs, self.positions = outputs, positions
+        self.outputs, self.positions, self.gauge, self.whole = outputs, positions, gauge, whole
         self.own = Dense(hidden, hidden, gain=1.4)
         self.layer = Dense(hidden, hidden, bias=False)
         self.out = Table(len(KINDS), hidden, positions + 1, outputs, scale=0.3 * hidden**-0.5)
 
     def forward(
-        self, structure: Structure, bucket: Bucket, nodes: Tensor, edges: dict[int, Tensor], layers: Tensor
+        self,
+        structure: Structure,
+        bucket: Bucket,
+        nodes: Tensor,
+        edges: dict[int, Tensor],
+        layers: Tensor,
+        back: Motion | None = None,
     ) -> dict[str, Tensor]:
         """The answers by state-dict name; raw tensors have none.
+
+        Args:
+            structure: of the architecture.
+            bucket: the networks in the gauge in which they were read.
+            nodes: features of the units.
+            edges: features of the weights by block.
+            layers: features of the layers.
+            back: carries answers from that gauge to the networks' own.
 
         Shapes:
             returns ``(B, outputs, *shape)`` per tensor.
         """
         topology, batch = structure.topology, len(bucket)
         y = self.layer(layer_norm(layers, layers.shape[-1:]))
-        answers: dict[str, Tensor] = {}
+        changes: list[Tensor | None] = [None] * len(topology.blocks)
         for number in (*topology.edges, *topology.nodes, *topology.scalars):
             block = topology.blocks[number]
             told = y[:, block.layer]
@@ -127,7 +146,16 @@ class EdgeHead(nn.Module):
                 feature = relu(self.own(own) + told[:, None])
             else:
                 feature = relu(told)
-            values = self._values(bucket, number, feature)
+            changes[number] = self._values(bucket, number, feature)
+        if back is not None:
+            for number in gains_of(topology):  # matrices act through them, so a change of theirs has no linear part
+                change = changes[number]
+                changes[number] = None if change is None else torch.zeros_like(change)
+            changes = list(back.carry(changes, bucket.values))
+        answers: dict[str, Tensor] = {}
+        for block, values in zip(topology.blocks, changes, strict=True):
+            if values is None:
+                continue
             if block.tensor not in answers:
                 shape = topology.spec.tensors[block.tensor].shape
                 answers[block.tensor] = values.new_zeros(batch * self.outputs, *shape)
@@ -136,8 +164,22 @@ class EdgeHead(nn.Module):
                 answers[block.tensor] = region.restore(values.flatten(0, 1))
             else:
                 region.write(values.flatten(0, 1), answers[block.tensor])
+        if self.whole:
+            return self._state(topology, batch, answers, y)
         named = {name: answers[owner] for name, owner in topology.owners.items() if owner in answers}
         return {name: value.reshape(batch, self.outputs, *value.shape[1:]) for name, value in named.items()}
+
+    def _state(self, topology: Topology, batch: int, answers: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """An answer for every tensor; integers stay integers."""
+        found = {}
+        for name, info in topology.spec.tensors.items():
+            owner, shape = topology.owners[name], (batch, self.outputs, *info.shape)
+            if owner in answers:
+                found[name] = answers[owner].reshape(shape)
+            else:
+                dtype = like.dtype if "float" in info.dtype else torch.int64
+                found[name] = torch.zeros(shape, dtype=dtype, device=like.device)
+        return found
 
     def _values(self, bucket: Bucket, number: int, feature: Tensor) -> Tensor:
         """``(B, outputs, ..., features)`` from ``(B, ..., hidden)``."""
@@ -146,7 +188,10 @@ class EdgeHead(nn.Module):
         table = self.out(KINDS.index(block.kind))
         low = torch.einsum("b...h,hco,pc->bo...p", feature, table[:, : basis.shape[1]], basis)
         gain = torch.einsum("b...h,ho->bo...", feature, table[:, -1]).unsqueeze(-1)
-        z = standardised(block, value)[0].unsqueeze(1)
+        z = standardised(block, value, self.gauge)[0].unsqueeze(1)
+        if self.whole and block.offset is not None:
+            # A change of the logarithm: what is under the root stays positive.
+            return (value + block.offset).unsqueeze(1) * torch.expm1(torch.tanh(low + gain * z))
         flat = value.reshape(len(value), -1)
         scale = (flat.square().mean(1) + 1e-4).sqrt().reshape(-1, *[1] * value.ndim)
         return (low + gain * z) * scale

@@ -43,7 +43,7 @@ def test_shapes(level):
                     name: (size, outputs) for name, size in sizes.items()
                 }
             else:
-                state = {name: t for name, t in graph.state().items() if t.is_floating_point()}
+                state = {name: t for name, t in graph.state().items() if t.is_floating_point() or level == "state"}
                 assert set(answer) == set(state)
                 for name, tensor in state.items():
                     assert answer[name].shape == (*tensor.shape, *([outputs] if outputs > 1 else []))
@@ -170,9 +170,9 @@ def test_statistics_are_standardised_by_the_networks_it_was_fitted_on():
         ({"seed": -1}, r"seed=-1"),
         ({"statistics": 1}, r"statistics=1, expected True or False"),
         ({"partial": None}, r"partial=None"),
-        ({"symmetry": "full"}, r"symmetry='full' is not available in this version; use symmetry='permutation'"),
-        ({"symmetry": "scale"}, r"symmetry='scale' is not available"),
-        ({"symmetry": "none"}, r"symmetry='none' is unknown"),
+        ({"symmetry": "scale"}, r"symmetry='scale' is unknown, expected 'permutation' or 'full'"),
+        ({"symmetry": "full", "gauge": "none"}, r"gauge='none' is unknown, expected one of rms, unit, balanced"),
+        ({"gauge": "unit"}, r"gauge='unit' with symmetry='permutation'; use symmetry='full'"),
         ({"mode": "quasi"}, r"mode='quasi' is not available in this version; use mode='strict'"),
         ({"mode": "soft"}, r"mode='soft' is not available"),
         ({"mode": "hard"}, r"mode='hard' is unknown, expected 'strict'"),

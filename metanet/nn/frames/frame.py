@@ -20,7 +20,7 @@ from metanet.graph import Bucket, Topology
 from metanet.nn.frames.matrices import settle_matrices, spaces_in_order
 from metanet.nn.frames.motion import Motion
 from metanet.nn.frames.places import views_of
-from metanet.nn.frames.scales import Scales, settle_scales
+from metanet.nn.frames.scales import settle_scales
 from metanet.nn.frames.signs import Signs, settle_shifts
 
 __all__ = ["GAUGES", "canonical", "check_frame", "frame_of"]
@@ -62,13 +62,15 @@ def canonical(bucket: Bucket, gauge: str = "rms") -> tuple[Motion, Bucket]:
     """
     if any(value is not None and value.requires_grad for value in bucket.values):
         motion, values = _frame(bucket, gauge)
-        return motion, Bucket(bucket.topology, bucket.index, values)
+        return motion, _moved(bucket, values)
+    if gauge in GAUGES:
+        gauge = "balanced" if gauge == "balanced" else "unit"  # "rms" is another reading of the same form
     kept = _kept.setdefault(bucket, {})
     if gauge not in kept:
         if bucket.origin is None:
             with torch.no_grad():
                 motion, values = _frame(bucket, gauge)
-            kept[gauge] = motion, Bucket(bucket.topology, bucket.index, values)
+            kept[gauge] = motion, _moved(bucket, values)
         else:
             source, rows = bucket.origin
             motion, whole = canonical(source, gauge)
@@ -81,6 +83,11 @@ def canonical(bucket: Bucket, gauge: str = "rms") -> tuple[Motion, Bucket]:
 
 
 _kept: WeakKeyDictionary[Bucket, dict[str, tuple[Motion, Bucket]]] = WeakKeyDictionary()
+
+
+def _moved(bucket: Bucket, values: tuple[Tensor | None, ...]) -> Bucket:
+    """The bucket with other values, and nothing that was remembered of the old ones."""
+    return replace(bucket, values=values, origin=None, cache={})
 
 
 def _frame(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
@@ -151,24 +158,26 @@ def check_frame(topology: Topology) -> None:
         else torch.randn(1, *block.region.shape, generator=generator, dtype=torch.float64)
         for block in topology.blocks
     )
-    seen = {
-        (kind, place)
-        for view in views_of(topology)
-        if view is not None
-        for kind, places in (("scale", view.scales), ("sign", view.signs))
-        for place in {place.factor for place in places}
-    }
+    seen = {place.factor for view in views_of(topology) if view is not None for place in view.signs}
     spaces_in_order(topology)
     if not any(value is not None for value in values):
         return
-    scales = Scales(topology, values)
-    scales.sweep()
     signs = Signs(topology, 1, torch.zeros((), dtype=torch.float64))
-    signs.settle(values, last=False)
-    for kind, order, complete in (("scale", scales.plan.order, scales.complete), ("sign", signs.order, signs.complete)):
-        for name in order:
-            if name not in complete and (kind, name) in seen:
-                raise ModelError(
-                    f"{kind} factor {name!r} is not settled by the tensors it acts on, so there is no frame",
-                    hint="use symmetry='permutation'",
-                )
+    open_spaces = [factor.space for factor in topology.spec.linear]
+    signs.settle(values, open_spaces, last=False)
+    for factor, side in spaces_in_order(topology):
+        masked = _masked(topology, values, signs)
+        blocks = [masked[number] for number, _ in (*side.direct, *side.inverse)]
+        if not any(bool((block != 0).any()) for block in blocks if block is not None):
+            raise ModelError(
+                f"space {factor.space!r} of {factor.kind} matrices meets only tensors whose signs are open",
+                hint="use symmetry='permutation'",
+            )
+        open_spaces.remove(factor.space)
+        signs.settle(values, open_spaces, last=False)
+    for name in signs.order:
+        if name not in signs.complete and name in seen:
+            raise ModelError(
+                f"sign factor {name!r} is not settled by the tensors it acts on, so there is no frame",
+                hint="use symmetry='permutation'",
+            )

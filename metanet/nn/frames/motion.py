@@ -142,7 +142,7 @@ class Motion:
 
     def apply(self, bucket: Bucket) -> Bucket:
         """The bucket with its networks moved, without what was remembered of them."""
-        return Bucket(bucket.topology, bucket.index, self.act(bucket.values))
+        return replace(bucket, values=self.act(bucket.values), origin=None, cache={})
 
     def _move(self, values: Values, at: Values | None, affine: bool) -> tuple[Tensor | None, ...]:
         views = views_of(self.topology)

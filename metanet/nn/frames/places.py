@@ -20,7 +20,7 @@ from metanet.graph import Block, Topology
 from symmetry import SymmetrySpec
 from symmetry.action import TensorBlock, leaf_name, tensor_blocks
 
-__all__ = ["Place", "Shift", "Turn", "View", "onto", "views_of"]
+__all__ = ["Place", "Shift", "Turn", "View", "gains_of", "onto", "views_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,12 @@ def views_of(topology: Topology) -> tuple[View | None, ...]:
     """
     slots = _Slots.of(topology.spec)
     return tuple(None if block.level == "raw" else _view(topology, block, slots) for block in topology.blocks)
+
+
+def gains_of(topology: Topology) -> tuple[int, ...]:
+    """Numbers of the blocks through which matrices act."""
+    turns = (turn for view in views_of(topology) if view is not None for turn in view.turns)
+    return tuple(dict.fromkeys(turn.gain for turn in turns if turn.gain is not None))
 
 
 Key: TypeAlias = tuple[str, int]
