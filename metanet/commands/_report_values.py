@@ -26,6 +26,10 @@ METRICS = {
         "label": "balanced accuracy",
         "explanation": "Balanced accuracy is the share of right answers, averaged over the classes.",
     },
+    "improvement": {
+        "label": "share of the error that is taken away",
+        "explanation": "1 - error / error of unchanged networks: 0 for networks as they are, 1 for what is wanted.",
+    },
 }
 NAMES = {
     "average": "metanetwork + gradient boosting",
@@ -36,8 +40,11 @@ NAMES = {
     "linear": "layer statistics + linear model",
     "norm": "norm of the unit",
     "magnitude": "magnitude of the weight",
+    "identity": "networks as they are",
+    "same": "one change for all networks",
+    "refit": "fitted to the wanted picture (bound)",
 }
-KINDS = {"average": "average", "metanet": "metanetwork"}
+KINDS = {"average": "average", "metanet": "metanetwork", "refit": "baseline"}
 
 
 def training_values(training: Training, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:

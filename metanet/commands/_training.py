@@ -15,6 +15,7 @@ from metanet.errors import ConfigError
 if TYPE_CHECKING:
     from metanet.datasets import Zoo
     from metanet.tasks import Evaluation, Method, PlaceData, PlaceTask, PropertyData, PropertyTask
+    from metanet.tasks.inr_editing import EditingData, InrEditingTask
     from metanet.train import Trained, TrainerSettings
 
 
@@ -29,8 +30,8 @@ class Training:
         config: The composed configuration.
     """
 
-    task: PropertyTask | PlaceTask
-    data: PropertyData | PlaceData
+    task: PropertyTask | PlaceTask | InrEditingTask
+    data: PropertyData | PlaceData | EditingData
     model: Mapping[str, Any]
     settings: TrainerSettings
     folder: Path
@@ -46,12 +47,18 @@ class Training:
     def assess(self, baselines: Sequence[Method]) -> Evaluation:
         """Measure the trained model on the held-out part; tasks per unit or weight have their own baseline."""
         from metanet.tasks import PlaceData, PlaceModel, PlaceTask, PropertyModel, evaluate, evaluate_places
+        from metanet.tasks.inr_editing import EditingData, InrEditingTask
+        from metanet.tasks.inr_editing_score import EditingModel, evaluate_editing
 
         seed = self.settings.seed
         if isinstance(self.task, PlaceTask) or isinstance(self.data, PlaceData):
             if not (isinstance(self.task, PlaceTask) and isinstance(self.data, PlaceData)):
                 raise ConfigError("the data are not those of the task", where="task")
             return evaluate_places(PlaceModel.open(self.folder), self.task, self.data, seed=seed)
+        if isinstance(self.task, InrEditingTask) or isinstance(self.data, EditingData):
+            if not isinstance(self.data, EditingData):
+                raise ConfigError("the data are not those of the task", where="task")
+            return evaluate_editing(EditingModel.open(self.folder), self.data, seed=seed)
         return evaluate(PropertyModel.open(self.folder), self.task, self.data, baselines=baselines, seed=seed)
 
 
@@ -63,6 +70,7 @@ def prepare(config: Mapping[str, Any]) -> Training:
         ZooError: The zoo is not there or not finished.
     """
     from metanet.tasks import PlaceTask, labelled_folder, place_data, property_data, task_from_mapping
+    from metanet.tasks.inr_editing import InrEditingTask, editing_data
     from metanet.train import TrainerSettings
 
     task = task_from_mapping(config["task"])
@@ -87,4 +95,7 @@ def prepare(config: Mapping[str, Any]) -> Training:
     else:
         raise ConfigError(f"{kind!r} given, expected zoo or labelled_folder", where="dataset.kind")
     data = property_data(items, task.column, seed=settings.seed, resplit=resplit)
+    if isinstance(task, InrEditingTask):
+        shown = editing_data(data, task)
+        return Training(task, shown, config["model"], settings, Path(config["folder"]), zoo, config)
     return Training(task, data, config["model"], settings, Path(config["folder"]), zoo, config)

@@ -27,6 +27,11 @@ DESCRIPTIONS: Mapping[str, str] = {
     "linear": "linear model on the layer statistics",
     "constant": "the mean of the training networks, or their most frequent class",
 }
+LABELS: Mapping[str, str] = {
+    "tau": "Kendall's tau",
+    "balanced_accuracy": "balanced accuracy",
+    "improvement": "share of the error that is taken away",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Evaluation:
     Attributes:
         column: What is predicted.
         part: Which part was tested.
-        metric: The metric that counts: "tau" or "balanced_accuracy".
+        metric: The metric that counts, higher is better: one of `LABELS`.
         models: The scores, the trained model first.
         names: The tested networks.
         groups: The group of each.
@@ -103,7 +108,7 @@ class Evaluation:
     @property
     def verdict(self) -> str:
         """One plain sentence: is the trained model above its baselines or not?"""
-        label = {"tau": "Kendall's tau", "balanced_accuracy": "balanced accuracy"}[self.metric]
+        label = LABELS[self.metric]
         ours = self.chosen.values[self.metric]
         rivals = {
             model.name: model.values[self.metric]
