@@ -61,8 +61,8 @@ def column_value(record: Mapping[str, Any], column: str) -> Any:
     """What the index says in a column, or what `DERIVED` makes of others; None where it is not known."""
     if column in record or column not in DERIVED:
         return record[column]
-    parts = [record.get(name) for name in DERIVED[column]]
-    return None if any(part is None for part in parts) else parts[0] - parts[1]
+    one, two = (record.get(name) for name in DERIVED[column])
+    return None if one is None or two is None else one - two
 
 
 def network_name(record: Mapping[str, Any]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import nn
 
 from metanet.errors import ConfigError, ModelError
 from metanet.nn import Metanet
+
+Level: TypeAlias = Literal["graph", "node", "edge", "state"]
 
 # These are decided by the task or the trainer, not by the model's configuration.
 _RESERVED = ("outputs", "level", "seed", "generator")
@@ -23,7 +25,7 @@ def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Gener
         options: `name: metanet` (or none) and the arguments of `metanet.nn.Metanet`.
         outputs: Numbers per network, unit or weight.
         generator: Source of the first weights.
-        level: "graph", "node" or "edge".
+        level: "graph", "node", "edge" or "state".
 
     Raises:
         ConfigError: An unknown model or option, or one out of range.
@@ -37,7 +39,7 @@ def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Gener
     if unknown:
         raise ConfigError(f"no such option: {unknown[0]!r}", hint=f"there are {', '.join(known)}", where="model")
     try:
-        return Metanet(outputs, level, **given, generator=generator)
+        return Metanet(outputs, cast(Level, level), **given, generator=generator)
     except ModelError as error:
         raise ConfigError(error.reason, hint=error.hint, where="model") from error
 

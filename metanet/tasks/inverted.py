@@ -50,6 +50,7 @@ class InversionOptions:
         best: Share of the training networks that may be asked, the best first.
         rate: Size of the steps.
         noise: Deviation of the noise on the inputs while they are made.
+        move: Most places by which they are moved along each axis while they are made.
         rough: Weight of the squared differences of neighbours.
     """
 
@@ -58,6 +59,7 @@ class InversionOptions:
     best: float = 0.3
     rate: float = 0.05
     noise: float = 0.2
+    move: int = 1
     rough: float = 0.1
 
 
@@ -199,7 +201,7 @@ def _inverted(
         rough = torch.stack([(x - moved(x, axis)).square().mean() for axis in range(axes)]).sum()
         shown = x
         for axis in range(axes):
-            shown = moved(shown, axis, int(draws.integers(-1, 2)))
+            shown = moved(shown, axis, int(draws.integers(-options.move, options.move + 1)))
         shown = shown + options.noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
         losses = [_loss(bucket, shown, labels) for bucket in batch.select(asked.tolist())]
         loss = torch.cat(losses).mean() + options.rough * rough

@@ -41,7 +41,7 @@ class PlaceTask:
     """
 
     name: ClassVar[str] = ""
-    level: ClassVar[str] = ""
+    level: ClassVar[str] = "node"
     targets: ClassVar[tuple[str, ...]] = ()
 
     target: str

@@ -20,8 +20,6 @@ TANH = Architecture("mlp", {"inputs": 9, "widths": [6], "outputs": 3, "activatio
 CNN = Architecture(
     "cnn", {"channels": 1, "size": 3, "widths": [4], "outputs": 3, "activation": "relu", "norm": "batch"}
 )
-    "cnn", {"channels": 1, "size": 3, "widths": [4], "outputs": 3, "activation": "relu", "norm": "batch"}
-)
 SUBJECTS = {"mlp": MLP, "tanh": TANH, "cnn": CNN}
 
 
@@ -132,12 +130,12 @@ def test_made_up_inputs_are_what_the_asked_networks_call_them(graphs):
     # Large weights and no biases: a network that tells inputs apart, as an untrained one hardly does.
     state = {n: 4 * value if value.ndim > 1 else 0 * value for n, value in graphs["mlp"][0].state().items()}
     batch = collate([ParameterGraph.build(graphs["mlp"][0].spec, state, graphs["mlp"][0].program)])
-    made = invert(batch, None, 0, InversionOptions(steps=60, networks=3, noise=0.0))
+    made = invert(batch, None, 0, InversionOptions(steps=60, networks=3, noise=0.0, move=0))
     features = dict(zip(INVERTED, made.features(batch).T, strict=True))
-    start = invert(batch, None, 0, InversionOptions(steps=1, networks=3, noise=0.0))
+    start = invert(batch, None, 0, InversionOptions(steps=1, networks=3, noise=0.0, move=0))
     before = dict(zip(INVERTED, start.features(batch).T, strict=True))
-    assert features["as made: right"].mean() > 0.9
-    assert before["as made: right"].mean() < 0.6
+    assert features["as made: right"].mean() > before["as made: right"].mean() + 0.2
+    assert features["as made: loss"].mean() < 0.8 * before["as made: loss"].mean()
     assert len(made.inputs["9x3"]) == EACH * len(KINDS_OF_INPUT)
     again = Inverted.from_tensors(made.tensors())
     assert (again.features(batch) == made.features(batch)).all()
