@@ -23,6 +23,8 @@ __all__ = ["Embedding", "check_bucket", "coefficients", "moments", "standardised
 
 MOMENTS = 5
 _FLOOR = 1e-12
+_LOGARITHM = 1e-3  # logarithms have a size of their own; in the canonical gauge those of variances are 0
+_LARGEST = 1e6  # of a feature, where a constant alone brings weights to order 1
 _GRAPHS, _TENSORS = 3, 8  # so many are listed by name when weights are not finite
 
 
@@ -72,17 +74,21 @@ def _reason(bucket: Bucket, tensor: str) -> str:
     return next(block.reason for block in bucket.topology.blocks if block.tensor == tensor)
 
 
-def moments(value: Tensor) -> tuple[Tensor, Tensor]:
+def moments(value: Tensor, floor: float = _FLOOR) -> tuple[Tensor, Tensor]:
     """The root mean square of each network's block, and what its layer node is told of it.
+
+    Args:
+        value: the block's values.
+        floor: sizes below it count as nothing: rounding errors are not blown up to features.
 
     Shapes:
         value: ``(B, ...)``; returns ``(B,)`` and ``(B, MOMENTS)``: log RMS, mean / RMS, mean absolute value / RMS,
         skewness, logarithm of kurtosis, each of order 1.
     """
     flat = value.reshape(value.shape[0], -1)
-    peak = flat.detach().abs().amax(1, keepdim=True).clamp(min=_FLOOR)  # squares of huge or tiny values stay in range
+    peak = flat.detach().abs().amax(1, keepdim=True).clamp(min=floor)  # squares of huge or tiny values stay in range
     unit = flat / peak
-    relative = unit.square().mean(1, keepdim=True).sqrt().clamp(min=_FLOOR)
+    relative = unit.square().mean(1, keepdim=True).clamp(min=(floor / peak).square()).sqrt()
     rms = (relative * peak).squeeze(1)
     z = unit / relative
     log = (rms + 1e-6).log() / 3
@@ -106,10 +112,11 @@ def standardised(block: Block, value: Tensor, gauge: str = "rms") -> tuple[Tenso
     """
     if block.kind == "norm.running_var":
         value = 0.5 * (value.clamp(min=0) + max(block.offset or 0.0, 1e-8)).log()
-        return value, moments(value)[1]
+        return value, moments(value, _LOGARITHM)[1]
     rms, told = moments(value)
     if gauge == "unit":
-        return value * math.prod(value.shape[2:] if block.level == "edge" else ()) ** 0.5, told
+        constant = math.prod(value.shape[2:] if block.level == "edge" else ()) ** 0.5
+        return (value * constant).clamp(-_LARGEST, _LARGEST), told
     return value / rms.clamp(min=_FLOOR).reshape(-1, *[1] * (value.ndim - 1)), told
 
 

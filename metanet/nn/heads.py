@@ -9,7 +9,7 @@ from torch.nn.functional import layer_norm, relu
 from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
-from metanet.nn.features import standardised
+from metanet.nn.features import moments, standardised
 from metanet.nn.frames import Motion
 from metanet.nn.frames.places import gains_of
 from metanet.nn.structure import Structure
@@ -192,6 +192,6 @@ class EdgeHead(nn.Module):
         if self.whole and block.offset is not None:
             # A change of the logarithm: what is under the root stays positive.
             return (value + block.offset).unsqueeze(1) * torch.expm1(torch.tanh(low + gain * z))
-        flat = value.reshape(len(value), -1)
-        scale = (flat.square().mean(1) + 1e-4).sqrt().reshape(-1, *[1] * value.ndim)
+        rms = moments(value)[0]
+        scale = torch.hypot(rms, torch.full_like(rms, 1e-2)).reshape(-1, *[1] * value.ndim)
         return (low + gain * z) * scale

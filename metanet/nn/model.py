@@ -11,16 +11,19 @@ from metanet.errors import ModelError
 from metanet.graph import Bucket, GraphBatch
 from metanet.nn.dense import Dense, Table, make_generator
 from metanet.nn.features import Embedding, check_bucket
+from metanet.nn.frames import GAUGES, Motion, canonical
 from metanet.nn.heads import EdgeHead, GraphHead, NodeHead
-from metanet.nn.layer import MessageLayer
+from metanet.nn.probes import Probes
 from metanet.nn.responses import Responses
+from metanet.nn.rich import RICH, bucket_rich
+from metanet.nn.rounds import MESSAGES, Rounds
 from metanet.nn.statistics import STATISTICS, bucket_statistics
 from metanet.nn.structure import Structure, structure_of
 from metanet.nn.sweep import Sweep
 
 __all__ = ["LEVELS", "Answer", "Metanet"]
 
-LEVELS = ("graph", "node", "edge")
+LEVELS = ("graph", "node", "edge", "state")
 Answer: TypeAlias = Tensor | list[dict[str, Tensor]]
 
 
@@ -32,11 +35,16 @@ class Metanet(nn.Module):
 
     Args:
         outputs: numbers per network, per unit or per weight.
-        level: "graph" (one answer per network), "node" (per unit of every space) or "edge" (per weight).
+        level: "graph" (one answer per network), "node" (per unit of every space), "edge" (per weight) or "state" (a
+            change of every tensor of the state).
         hidden: width of node, edge and layer features.
         layers: rounds of messages; 0 leaves only what the readout adds (with level "graph", if it adds anything).
-        statistics: let the readout of level "graph" see :func:`metanet.nn.layer_statistics`.
-            Call :meth:`fit_statistics` on the training networks first.
+        messages: "edge" (features for every weight) or "sweep" (features of units travel through the weights
+            themselves, see :class:`metanet.nn.SweepLayer`: faster, and nothing is kept per weight).
+        checkpointing: keep less for the backward pass and make it anew there: less memory, more time.
+        statistics: let the readout of level "graph" see :func:`metanet.nn.layer_statistics`, or with "rich" what no
+            element of the group changes (:func:`metanet.nn.rich_statistics`), whatever ``symmetry`` says. Call
+            :meth:`fit_statistics` on the training networks first.
         probes: number of learned probe inputs that are run through the networks' own weights; 0 for none.
         responses: number of learned inputs on which the networks' real operations are run, see
             :class:`metanet.nn.Responses`; 0 for none. The graphs must hold their program, and :meth:`fit_statistics`
@@ -45,7 +53,13 @@ class Metanet(nn.Module):
         positions: kernel positions that are told apart exactly (see :class:`metanet.nn.features.Embedding`).
         readout: width of the readout of level "graph".
         partial: accept networks with used tensors that the graph only carries.
-        symmetry: "permutation"; scalings, signs and general linear groups are not available yet.
+        symmetry: "permutation", or "full": also scalings, signs, shifts and matrices, through the frame of each network
+            (:func:`metanet.nn.frames.frame_of`). Answers of level "graph" are invariant, those of "node" follow
+            permutations and are invariant to the rest, those of "edge" and "state" transform like a change of the
+            state.
+        gauge: with symmetry "full" the frame and how its weights are brought to order 1: "rms" (incoming norms 1, then
+            each tensor divided by its root mean square, whose logarithm is kept), "unit" (incoming norms 1, times
+            constants of the architecture) or "balanced" (incoming norm = outgoing norm, then as "rms").
         mode: "strict"; quasi-equivariant and soft layers are not available yet.
         seed: seeds the first weights; torch's global generator is neither read nor moved.
         generator: source of the first weights instead of ``seed``.
@@ -54,7 +68,8 @@ class Metanet(nn.Module):
         a :class:`~metanet.graph.GraphBatch` of N networks -> level "graph": ``(N, outputs)`` in the order of the batch;
         "node": per network a dict space -> ``(units, outputs)``; "edge": per network a dict tensor name -> its shape
         (``(*shape, outputs)`` for more than one output), in units of the tensor's own root mean square times that size:
-        a change that can be added to the state.
+        a change that can be added to the state; "state": the same for every name of the state, zeros where the graph
+        interprets nothing.
 
     Raises:
         ModelError: for an argument out of range, or one that asks for what is not available.
@@ -69,18 +84,21 @@ class Metanet(nn.Module):
     def __init__(
         self,
         outputs: int = 1,
-        level: Literal["graph", "node", "edge"] = "graph",
+        level: Literal["graph", "node", "edge", "state"] = "graph",
         *,
         hidden: int = 32,
         layers: int = 3,
-        statistics: bool = True,
+        messages: Literal["edge", "sweep"] = "edge",
+        checkpointing: bool = False,
+        statistics: bool | Literal["rich"] = True,
         probes: int = 0,
         responses: int = 0,
         mixing: int = 0,
         positions: int = 16,
         readout: int = 64,
         partial: bool = False,
-        symmetry: str = "permutation",
+        symmetry: Literal["permutation", "full"] = "permutation",
+        gauge: Literal["rms", "unit", "balanced"] = "rms",
         mode: str = "strict",
         seed: int = 0,
         generator: torch.Generator | None = None,
@@ -101,10 +119,19 @@ class Metanet(nn.Module):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ModelError(f"{name}={value!r}, expected an integer of at least {least}")
-        for name, flag in (("statistics", statistics), ("partial", partial)):
+        if messages not in MESSAGES:
+            raise ModelError(f"messages={messages!r}, expected one of {', '.join(MESSAGES)}")
+        if statistics not in (True, False, "rich"):
+            raise ModelError(f"statistics={statistics!r}, expected True, False or 'rich'")
+        for name, flag in (("partial", partial), ("checkpointing", checkpointing)):
             if not isinstance(flag, bool):
                 raise ModelError(f"{name}={flag!r}, expected True or False")
-        _available("symmetry", symmetry, "permutation", ("full", "scale", "sign", "linear"))
+        if symmetry not in ("permutation", "full"):
+            raise ModelError(f"symmetry={symmetry!r} is unknown, expected 'permutation' or 'full'")
+        if gauge not in GAUGES:
+            raise ModelError(f"gauge={gauge!r} is unknown, expected one of {', '.join(GAUGES)}")
+        if symmetry == "permutation" and gauge != "rms":
+            raise ModelError(f"gauge={gauge!r} with symmetry='permutation'", hint="use symmetry='full'")
         _available("mode", mode, "strict", ("quasi", "soft"))
         if level != "graph" and probes:
             raise ModelError(
@@ -117,19 +144,22 @@ class Metanet(nn.Module):
         if responses == 1 or (mixing and not responses):
             raise ModelError(f"responses={responses}, mixing={mixing}: expected responses of at least 2, or both 0")
         self.config: dict[str, Any] = {
-            "outputs": outputs, "level": level, "hidden": hidden, "layers": layers, "statistics": statistics,
+            "outputs": outputs, "level": level, "hidden": hidden, "layers": layers, "messages": messages,
+            "checkpointing": checkpointing, "statistics": statistics,
             "probes": probes, "responses": responses, "mixing": mixing, "positions": positions,
-            "readout": readout, "partial": partial, "symmetry": symmetry,
+            "readout": readout, "partial": partial, "symmetry": symmetry, "gauge": gauge,
             "mode": mode, "seed": seed,
         }  # fmt: skip
         self.outputs, self.level, self.partial = outputs, level, partial
-        self.embedding = Embedding(hidden, positions)
-        update = [level == "edge" or i < layers - 1 for i in range(layers)]
-        self.layers = nn.ModuleList(MessageLayer(hidden, edges=edges, rounds=layers) for edges in update)
-        self.statistics = _Standardise(len(STATISTICS)) if statistics and level == "graph" else None
+        self.symmetry, self.gauge = symmetry, gauge
+        self.embedding = Embedding(hidden, positions, gauge)
+        self.layers = Rounds(messages, hidden, layers, level in ("edge", "state"), checkpointing)
+        self.rich = statistics == "rich"
+        told = len(RICH) if self.rich else len(STATISTICS)
+        self.statistics = _Standardise(told) if statistics and level == "graph" else None
         self.sweep = Sweep(probes) if probes else None
         self.responses = Responses(responses, readout, mixing) if responses else None
-        extra = (len(STATISTICS) if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
+        extra = (told if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
         extra += self.responses.features if self.responses is not None else 0
         self.head: GraphHead | NodeHead | EdgeHead
         if level == "graph":
@@ -137,7 +167,7 @@ class Metanet(nn.Module):
         elif level == "node":
             self.head = NodeHead(hidden, outputs)
         else:
-            self.head = EdgeHead(hidden, outputs, positions)
+            self.head = EdgeHead(hidden, outputs, positions, gauge, whole=level == "state")
         self.reset_parameters(generator if generator is not None else make_generator(seed))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -145,6 +175,9 @@ class Metanet(nn.Module):
         for module in self.modules():
             if isinstance(module, Dense | Table):
                 module.reset_parameters(generator)
+        for module in self.modules():
+            if isinstance(module, Probes):
+                module.start_constant()
         if self.sweep is not None:
             self.sweep.reset_parameters(generator)
         if self.responses is not None:
@@ -158,7 +191,7 @@ class Metanet(nn.Module):
         if self.responses is not None:
             self.responses.prepare(self._checked(batch))
         if self.statistics is not None:
-            self.statistics.fit(batch.gather(bucket_statistics(bucket) for bucket in self._checked(batch)))
+            self.statistics.fit(batch.gather(self._told(bucket) for bucket in self._checked(batch)))
 
     def forward(self, batch: GraphBatch) -> Answer:
         """The answers, in the order in which the graphs were given to ``collate``.
@@ -188,22 +221,34 @@ class Metanet(nn.Module):
         structure = structure_of(bucket.topology)
         if isinstance(self.head, GraphHead) and self.head.pooled is None:
             return self.head(structure, None, None, self._extra(structure, bucket))
-        nodes, edges, layers = self.embedding(bucket, edges=bool(self.layers) or self.level == "edge")
-        for layer in self.layers:
-            nodes, edges, layers = layer(structure, bucket, nodes, edges, layers)
+        given, (bucket, frame) = bucket, self._framed(bucket)
+        needed = self.layers.needs_edges or isinstance(self.head, EdgeHead)
+        nodes, edges, layers = self.embedding(bucket, edges=needed)
+        nodes, edges, layers = self.layers.run(structure, bucket, nodes, edges, layers)
         if isinstance(self.head, NodeHead):
             return self.head(structure, nodes)
         if isinstance(self.head, EdgeHead):
-            return self.head(structure, bucket, nodes, edges, layers)
-        return self.head(structure, nodes, layers, self._extra(structure, bucket))
+            return self.head(structure, bucket, nodes, edges, layers, None if frame is None else ~frame)
+        return self.head(structure, nodes, layers, self._extra(structure, given))
+
+    def _framed(self, bucket: Bucket) -> tuple[Bucket, Motion | None]:
+        """The networks as the permutation-equivariant core sees them, and what brought them there."""
+        if self.symmetry == "permutation":
+            return bucket, None
+        frame, found = canonical(bucket, self.gauge)
+        return found, frame
+
+    def _told(self, bucket: Bucket) -> Tensor:
+        """Statistics of the networks; the rich ones settle the gauge themselves."""
+        return bucket_rich(bucket) if self.rich else bucket_statistics(self._framed(bucket)[0])
 
     def _extra(self, structure: Structure, bucket: Bucket) -> Tensor | None:
         found = []
         if self.statistics is not None:
-            found.append(self.statistics(bucket_statistics(bucket)))
+            found.append(self.statistics(self._told(bucket)))
         if self.sweep is not None:
-            found.append(self.sweep(structure, bucket))
-        if self.responses is not None:
+            found.append(self.sweep(structure, self._framed(bucket)[0]))
+        if self.responses is not None:  # runs the function itself, which no frame changes
             found.append(self.responses(bucket))
         return torch.cat(found, dim=-1) if found else None
 
@@ -213,7 +258,7 @@ class Metanet(nn.Module):
             if isinstance(answer, Tensor):
                 continue
             for name, values in answer.items():
-                if self.level == "edge":
+                if self.level != "node":
                     values = values.movedim(1, -1) if self.outputs > 1 else values.squeeze(1)
                 for place, value in zip(bucket.index.tolist(), values.unbind(0), strict=True):
                     rows[place][name] = value

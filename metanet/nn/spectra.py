@@ -158,6 +158,7 @@ def _between(bucket: Bucket, number: int) -> Tensor:
     into = (value.square().sum((2, 3)) + 1e-8).log() / 2
     a, b = into - into.mean(1, keepdim=True), out - out.mean(1, keepdim=True)
     scale = (a.square().mean(1) * b.square().mean(1)).sqrt()
-    correlation = (a * b).mean(1) / (scale + 1e-6)
+    # Where all norms are equal, as in a canonical gauge, rounding errors must not pass for a correlation.
+    correlation = (a * b).mean(1) * scale / (scale.square() + 1e-8)
     balance = into - out
     return torch.stack([zero + 1, correlation, balance.mean(1), balance.std(1, correction=0)], dim=1)
