@@ -3,6 +3,17 @@
 from metanet.nn.layer import MessageLayer
 from metanet.nn.model import LEVELS, Metanet
 from metanet.nn.responses import Responses
+from metanet.nn.rich import RICH, rich_statistics
 from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
 
-__all__ = ["LEVELS", "STATISTICS", "MessageLayer", "Metanet", "Responses", "bucket_statistics", "layer_statistics"]
+__all__ = [
+    "LEVELS",
+    "RICH",
+    "STATISTICS",
+    "MessageLayer",
+    "Metanet",
+    "Responses",
+    "bucket_statistics",
+    "layer_statistics",
+    "rich_statistics",
+]

@@ -121,7 +121,7 @@ class Metanet(nn.Module):
                 raise ModelError(f"{name}={value!r}, expected an integer of at least {least}")
         if messages not in MESSAGES:
             raise ModelError(f"messages={messages!r}, expected one of {', '.join(MESSAGES)}")
-        if statistics not in (True, False, "rich"):
+        if not isinstance(statistics, bool) and statistics != "rich":
             raise ModelError(f"statistics={statistics!r}, expected True, False or 'rich'")
         for name, flag in (("partial", partial), ("checkpointing", checkpointing)):
             if not isinstance(flag, bool):

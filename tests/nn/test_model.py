@@ -168,7 +168,7 @@ def test_statistics_are_standardised_by_the_networks_it_was_fitted_on():
         ({"readout": 0}, r"readout=0"),
         ({"probes": -1}, r"probes=-1"),
         ({"seed": -1}, r"seed=-1"),
-        ({"statistics": 1}, r"statistics=1, expected True or False"),
+        ({"statistics": 1}, r"statistics=1, expected True, False or 'rich'"),
         ({"partial": None}, r"partial=None"),
         ({"symmetry": "scale"}, r"symmetry='scale' is unknown, expected 'permutation' or 'full'"),
         ({"symmetry": "full", "gauge": "none"}, r"gauge='none' is unknown, expected one of rms, unit, balanced"),

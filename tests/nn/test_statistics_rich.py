@@ -9,7 +9,7 @@ import symmetry
 from metanet.checkpoint import Architecture
 from metanet.errors import TaskError
 from metanet.graph import ParameterGraph, collate, program_of
-from metanet.nn import layer_statistics
+from metanet.nn import Metanet, layer_statistics
 from metanet.nn.rich import RICH, RICH_WEIGHTS, rich_statistics
 from metanet.nn.rich_inputs import KINDS_OF_INPUT, grid_of, moved, probe_inputs, smooth_inputs
 from metanet.nn.rich_responses import EACH, RESPONSES, SUMMARY, summary
@@ -147,3 +147,20 @@ def test_a_network_with_other_inputs_is_not_asked(graphs, made):
     other = Architecture("mlp", {"inputs": 4, "widths": [6], "outputs": 3, "activation": "relu"})
     assert not made.features(collate(build(other, [0]))).any()
     assert made.features(collate(graphs["cnn"]))[:, 0].all()  # the same nine values, as an image
+
+
+def test_a_readout_of_rich_statistics_does_not_move_along_an_orbit(graphs):
+    some = graphs["mlp"]
+    here, there = collate(some), collate([orbit(graph, 7) for graph in some])
+    net = Metanet(statistics="rich", layers=0, hidden=4, seed=0)
+    plain = Metanet(statistics=True, layers=0, hidden=4, seed=0)
+    changes = {}
+    for name, model in (("rich", net), ("plain", plain)):
+        model.fit_statistics(here)
+        # Only the statistics: the embedding of the raw weights is another matter.
+        with torch.no_grad():
+            one, two = (
+                model.statistics(batch.gather(model._told(bucket) for bucket in batch)) for batch in (here, there)
+            )
+        changes[name] = float((one - two).abs().mean() / one.std())
+    assert changes["rich"] < 1e-2 < changes["plain"]
