@@ -23,10 +23,9 @@ import torch
 from metanet.errors import ZooError, clean
 from metanet.io import write_bytes_atomic, write_json_atomic
 
-from .config import ZooConfig
-from .draw import Draw, Group, draw_zoo
-from .group import build_group
+from .draw import Group
 from .images import ImageData, load_images
+from .plan import Config, Plan, parse_config, plan_zoo
 from .pool import Pool
 from .storage import (
     CONFIG,
@@ -67,14 +66,12 @@ class BuildProgress:
 
 Progress = Callable[[BuildProgress], None]
 
-# A step of a convolutional network takes about as long as eight of a multilayer perceptron.
-_CNN_COST = 8
 # Steps of a multilayer perceptron that are done in the time that a worker process takes to start.
 _WORTH_STARTING = 30_000
 
 
 def build_zoo(
-    config: Mapping[str, Any] | ZooConfig,
+    config: Mapping[str, Any] | Config,
     folder: str | os.PathLike[str],
     progress: Progress | bool = False,
     threads: int | None = None,
@@ -93,16 +90,14 @@ def build_zoo(
         ConfigError: if the configuration is impossible.
         ZooError: if the folder holds something else, or was begun with another configuration or other versions.
     """
-    config = ZooConfig.from_mapping(config)
-    data = load_images(config.data)
-    draw = draw_zoo(config, data)
+    plan = plan_zoo(parsed := parse_config(config), load_images(parsed.data))
     folder = Path(folder)
     with _locked(folder), _reporter(progress) as report:
-        _begin(folder, config, data)
+        _begin(folder, plan.config, plan.data)
         if not (folder / MANIFEST).exists():
             _clear_temporary(folder)
-            _build_groups(config, draw, data, folder, report, threads)
-            _finish(folder, draw)
+            _build_groups(plan, folder, report, threads)
+            _finish(folder, plan)
         shutil.rmtree(folder / PARTS, ignore_errors=True)
     return Zoo.open(folder)
 
@@ -150,7 +145,7 @@ def _reporter(progress: Progress | bool) -> Iterator[Progress]:
         yield report
 
 
-def _begin(folder: Path, config: ZooConfig, data: ImageData) -> None:
+def _begin(folder: Path, config: Config, data: ImageData) -> None:
     begun = {
         "format": FORMAT,
         "config": config.to_json(),
@@ -206,34 +201,27 @@ def _is_done(folder: Path, group: Group) -> bool:
     return all((folder / name).is_file() and digest(folder / name) == stated for name, stated in shard.items())
 
 
-def _build_groups(
-    config: ZooConfig, draw: Draw, data: ImageData, folder: Path, report: Progress, threads: int | None
-) -> None:
-    done = [group for group in draw.groups if _is_done(folder, group)]
+def _build_groups(plan: Plan, folder: Path, report: Progress, threads: int | None) -> None:
+    done = [group for group in plan.groups if _is_done(folder, group)]
     # The longest first, so that no core waits for another at the end.
-    cost = {
-        g.number: draw.work(g) * (_CNN_COST if draw.architectures[g.architecture].family == "cnn" else 1)
-        for g in draw.groups
-    }
-    pending = sorted((g for g in draw.groups if g not in done), key=lambda g: (-cost[g.number], g.number))
-    work = sum(draw.work(group) for group in done)
+    cost = {group.number: plan.cost(group) for group in plan.groups}
+    pending = sorted((g for g in plan.groups if g not in done), key=lambda g: (-cost[g.number], g.number))
+    work = sum(plan.work(group) for group in done)
     if threads is None:
         threads = _cores() if sum(cost[group.number] for group in pending) > _WORTH_STARTING else 1
-    state = BuildProgress(work, sum(map(draw.work, draw.groups)), len(done), len(draw.groups))
+    state = BuildProgress(work, sum(map(plan.work, plan.groups)), len(done), len(plan.groups))
     report(state)
-    for event in _events(config, draw, data, folder, pending, threads):
+    for event in _events(plan, folder, pending, threads):
         if "steps" in event:
             state = replace(state, done=min(state.done + event["steps"], state.total))
         else:
             # Steps that a run did not take, because it diverged, are done as well.
-            work += draw.work(draw.groups[event["done"]])
+            work += plan.work(plan.groups[event["done"]])
             state = replace(state, groups_done=state.groups_done + 1, failed=state.failed + event["failed"])
         report(state if state.groups_done < state.groups else replace(state, done=state.total))
 
 
-def _events(
-    config: ZooConfig, draw: Draw, data: ImageData, folder: Path, pending: list[Group], threads: int
-) -> Iterator[dict[str, Any]]:
+def _events(plan: Plan, folder: Path, pending: list[Group], threads: int) -> Iterator[dict[str, Any]]:
     if threads > 1 and len(pending) > 1:
         with Pool(folder, min(threads, len(pending))) as pool:
             yield from pool.run([group.number for group in pending])
@@ -243,17 +231,17 @@ def _events(
     try:
         for group in pending:
             steps: list[int] = []
-            failed = build_group(config, draw, group, data, folder, steps.append)
+            failed = plan.build(group, folder, steps.append)
             yield {"steps": sum(steps)}
             yield {"done": group.number, "failed": failed}
     finally:
         torch.set_num_threads(before)
 
 
-def _finish(folder: Path, draw: Draw) -> None:
+def _finish(folder: Path, plan: Plan) -> None:
     records: list[dict[str, Any]] = []
     files: dict[str, Any] = {}
-    for group in draw.groups:
+    for group in plan.groups:
         part = read_object(folder / PARTS / f"{group.name}.json")
         records += part["records"]
         files.update(part["shard"] or {})
@@ -263,10 +251,10 @@ def _finish(folder: Path, draw: Draw) -> None:
     failed = sum(record["status"] == "failed" for record in records)
     manifest = {
         **read_object(folder / CONFIG),
-        "runs": len(draw.runs),
+        "runs": plan.runs,
         "snapshots": len(records) - failed,
         "failed_runs": failed,
-        "architectures": [architecture.to_json() for architecture in draw.architectures],
+        "architectures": [architecture.to_json() for architecture in plan.architectures],
         "files": dict(sorted(files.items())),
     }
     for name in files:

@@ -8,18 +8,18 @@ in one line.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metanet.errors import ConfigError, clean
+from metanet.errors import ConfigError
 
 from .images import check_data_options
 from .ranges import Range, parse_range
+from .table import Table, plain
 
-__all__ = ["FamilyRanges", "OptimiserRanges", "SPLITS", "ZooConfig", "load_zoo_config", "zoo_config_names"]
+__all__ = ["FamilyRanges", "OptimiserRanges", "SPLITS", "ZooConfig"]
 
 SPLITS = ("train", "val", "test")
 MAX_RUNS = 1_000_000
@@ -126,7 +126,7 @@ class ZooConfig:
         """
         if isinstance(raw, ZooConfig):
             return raw
-        table = _Table("", _plain(raw))
+        table = Table("", plain(raw))
         snapshots = table.table("snapshots")
         result = cls(
             name=table.text("name"),
@@ -200,82 +200,7 @@ class ZooConfig:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def _plain(raw: object) -> object:
-    # OmegaConf comes with hydra; a caller who passes plain mappings should not have to load it.
-    if type(raw).__module__.startswith("omegaconf"):
-        from omegaconf import OmegaConf
-
-        return OmegaConf.to_container(raw, resolve=True)
-    return raw
-
-
-class _Table:
-    """Reads a mapping key by key; :meth:`finish` refuses whatever nobody asked for."""
-
-    def __init__(self, where: str, raw: object) -> None:
-        if not isinstance(raw, Mapping):
-            raise ConfigError(
-                f"{clean(repr(raw), 60)}, expected a mapping",
-                where=where or "zoo configuration",
-                hint="see configs/zoo",
-            )
-        self.where, self._raw, self._read = where, raw, set[str]()
-
-    def path(self, key: str) -> str:
-        return f"{self.where}.{key}" if self.where else key
-
-    def take(self, key: str, default: Any = None) -> Any:
-        self._read.add(key)
-        if key in self._raw:
-            return self._raw[key]
-        if default is None:
-            raise ConfigError("is missing", where=self.path(key), hint="add it to the zoo's configuration")
-        return default
-
-    def text(self, key: str) -> str:
-        value = self.take(key)
-        if not isinstance(value, str) or not value or len(value) > 100 or not value.isprintable():
-            raise ConfigError(f"{clean(repr(value), 60)}, expected a short name", where=self.path(key))
-        return value
-
-    def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        value = self.take(key, default)
-        if type(value) is not int or not low <= value <= high:
-            expected = f"a whole number from {low} to {high}"
-            raise ConfigError(f"{clean(repr(value), 60)}, expected {expected}", where=self.path(key))
-        return value
-
-    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ConfigError(
-                f"{clean(repr(value), 60)}, expected a number from {low:g} to {high:g}", where=self.path(key)
-            )
-        return float(value)
-
-    def table(self, key: str) -> _Table:
-        return _Table(self.path(key), self.take(key))
-
-    def named_tables(self, key: str, known: tuple[str, ...]) -> dict[str, _Table]:
-        part = self.table(key)
-        unknown = [name for name in part._raw if name not in known]
-        if unknown:
-            raise ConfigError(
-                f"{clean(repr(unknown[0]), 60)} is unknown", where=part.where, hint=f"known: {', '.join(known)}"
-            )
-        if not part._raw:
-            raise ConfigError("is empty", where=part.where, hint=f"give at least one of {', '.join(known)}")
-        # In a fixed order, so that the order in a file changes nothing.
-        return {name: _Table(part.path(name), part._raw[name]) for name in known if name in part._raw}
-
-    def finish(self) -> None:
-        unknown = [key for key in self._raw if key not in self._read]
-        if unknown:
-            hint = "known settings: " + ", ".join(sorted(self._read))
-            raise ConfigError("unknown setting", where=self.path(clean(unknown[0], 60)), hint=hint)
-
-
-def _split(table: _Table) -> dict[str, float]:
+def _split(table: Table) -> dict[str, float]:
     shares = {name: table.number(name, 0.0, 1.0) for name in SPLITS}
     table.finish()
     total = sum(shares.values())
@@ -284,7 +209,7 @@ def _split(table: _Table) -> dict[str, float]:
     return shares
 
 
-def _ranges(table: _Table, known: Mapping[str, tuple[float, float, Any]]) -> dict[str, Range]:
+def _ranges(table: Table, known: Mapping[str, tuple[float, float, Any]]) -> dict[str, Range]:
     result: dict[str, Range] = {}
     for key, (low, high, default) in known.items():
         raw = table.take(key, default)
@@ -296,33 +221,6 @@ def _ranges(table: _Table, known: Mapping[str, tuple[float, float, Any]]) -> dic
     return result
 
 
-def _shared(table: _Table, known: Mapping[str, tuple[float, float, Any]]) -> tuple[float, dict[str, Range]]:
+def _shared(table: Table, known: Mapping[str, tuple[float, float, Any]]) -> tuple[float, dict[str, Range]]:
     share = table.number("share", 0.0, _LARGE, 1.0)
     return share, _ranges(table, known)
-
-
-def zoo_config_names() -> list[str]:
-    """The configurations that come with the package."""
-    folder = importlib.resources.files("metanet.configs") / "zoo"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_zoo_config(name: str, **changes: Any) -> ZooConfig:
-    """One of the configurations that come with the package, with some of its settings changed.
-
-    Args:
-        name: as in ``zoo=NAME`` on the command line.
-        changes: new values for settings at the top level, for example ``runs=40``.
-
-    Raises:
-        ConfigError: if there is no such configuration, or the changes make it impossible.
-    """
-    from omegaconf import OmegaConf
-
-    if name not in zoo_config_names():
-        raise ConfigError(
-            f"{clean(repr(name), 60)} is no zoo", where="zoo", hint="known: " + ", ".join(zoo_config_names())
-        )
-    text = (importlib.resources.files("metanet.configs") / "zoo" / f"{name}.yaml").read_text("utf-8")
-    stated = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    return ZooConfig.from_mapping({**stated, **changes} if isinstance(stated, dict) else stated)

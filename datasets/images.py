@@ -37,6 +37,8 @@ class ImageData:
         pool_labels: their classes.
         test_images: what no run trains on.
         test_labels: their classes.
+        centre: the grey value, from 0 to 1, that is 0 in the arrays.
+        spread: how much of a grey value is 1 in the arrays.
 
     Shapes:
         pool_images (pool, channels, size, size) float32, pool_labels (pool,) int64; test alike.
@@ -47,6 +49,19 @@ class ImageData:
     pool_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    centre: float = 0.0
+    spread: float = 1.0
+
+    def image(self, number: int) -> tuple[Tensor, int]:
+        """Grey values from 0 to 1 and the class of one image; the test images are counted on after the pool.
+
+        Shapes:
+            (channels, height, width) float32.
+        """
+        pool = len(self.pool_labels)
+        images, labels = (self.pool_images, self.pool_labels) if number < pool else (self.test_images, self.test_labels)
+        row = number if number < pool else number - pool
+        return (images[row] * self.spread + self.centre).clamp(0.0, 1.0), int(labels[row])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,8 +85,16 @@ class ImageData:
 
 
 def _split(
-    name: str, images: np.ndarray, labels: np.ndarray, test: np.ndarray | None, counts: tuple[int, int]
+    name: str,
+    grey: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray | None,
+    counts: tuple[int, int],
+    scale: tuple[float, float],
 ) -> ImageData:
+    # Grey values are centred and scaled with constants, so that the map does not depend on the split.
+    centre, spread = scale
+    images = (grey[:, None] - centre) / spread
     # `test` marks the rows of an official test set; without one, a fixed shuffle cuts the set in two.
     pool_count, test_count = counts
     if test is None:
@@ -81,7 +104,7 @@ def _split(
         pool_rows, test_rows = np.flatnonzero(~test)[:pool_count], np.flatnonzero(test)[:test_count]
     x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
     y = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
-    return ImageData(name, x[pool_rows], y[pool_rows], x[test_rows], y[test_rows])
+    return ImageData(name, x[pool_rows], y[pool_rows], x[test_rows], y[test_rows], centre, spread)
 
 
 @functools.lru_cache(maxsize=2)
@@ -93,9 +116,7 @@ def load_digits_dataset(pool: int = 1000, test: int = 797) -> ImageData:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # Grey values 0 to 16; centred and scaled with constants, so that the map does not depend on the split.
-    images = (bunch.images[:, None] / 16.0 - 0.3) / 0.38
-    return _split("digits", images, bunch.target, None, (pool, test))
+    return _split("digits", bunch.images / 16.0, bunch.target, None, (pool, test), (0.3, 0.38))
 
 
 @functools.lru_cache(maxsize=2)
@@ -134,8 +155,8 @@ def load_mnist_dataset(pool: int = 10000, test: int = 2000, size: int = 14) -> I
         images = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
     labels = np.concatenate([y for _, y in parts])
     official_test = np.arange(len(images)) >= len(parts[0][1])
-    images = (images[:, None] - 0.13) / 0.31
-    return _split("mnist", images, labels, official_test, (len(parts[0][1]), len(parts[1][1])))
+    counts = len(parts[0][1]), len(parts[1][1])
+    return _split("mnist", images, labels, official_test, counts, (0.13, 0.31))
 
 
 _OPTIONS: dict[str, dict[str, tuple[int, int, int]]] = {

@@ -14,9 +14,11 @@ from metanet.checkpoint import Architecture
 from .draw import RunSettings
 from .trainer import Failure, Snapshot
 
-__all__ = ["CONFIG_COLUMNS", "METRICS", "failure_record", "snapshot_record"]
+__all__ = ["CONFIG_COLUMNS", "INR_METRICS", "METRICS", "failure_record", "snapshot_record"]
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+# Of a network that is an image itself.
+INR_METRICS = ("loss", "psnr")
 
 # The columns that were drawn: `config` of an entry.
 CONFIG_COLUMNS = (

@@ -187,5 +187,4 @@ _REQUIRED = {
     "shard",
     "key",
     "architecture",
-    "test_accuracy",
 }

@@ -13,9 +13,9 @@ import torch
 
 from metanet.errors import MetanetError
 
-from .config import ZooConfig
-from .draw import draw_zoo
+from .inr_zoo import InrDraw, measure_inr
 from .measure import evaluate_on, measure_one
+from .plan import parse_config, plan_zoo
 from .records import METRICS
 from .storage import digest, read_manifest, safe_path
 from .trainer import data_of_run
@@ -27,6 +27,8 @@ __all__ = ["VerifyReport", "verify_zoo"]
 # the border between two classes may fall to either side.
 _LOSS_TOLERANCE = 1e-3
 _IMAGES_TOLERANCE = 1.5
+# Mean squared errors of images are small themselves; below this one, float32 decides.
+_LEAST_LOSS, _PSNR_TOLERANCE = 1e-6, 0.5
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def verify_zoo(
     rows = np.random.default_rng(seed).permutation(len(zoo))[: max(0, sample)]
     worst = 0.0
     try:
-        draw = draw_zoo(ZooConfig.from_mapping(manifest["config"]), zoo.data)
+        draw = plan_zoo(parse_config(manifest["config"]), zoo.data).draw
         for count, row in enumerate(sorted(rows.tolist()), 1):
             settings = draw.runs[zoo[row].run] if zoo[row].run < len(draw.runs) else None
             found, difference = _measure_again(zoo[row], settings, draw)
@@ -144,11 +146,15 @@ def _file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def _split_problems(zoo: Zoo) -> list[str]:
     splits: dict[int, set[str]] = {}
+    images: dict[int, set[str]] = {}
     for record in (*zoo.index, *zoo.failures):
         splits.setdefault(record["run"], set()).add(record["split"])
         if record["parent"] is not None:
             splits.setdefault(record["parent"], set()).add(record["split"])
-    return [
+        if "image" in record:
+            images.setdefault(record["image"], set()).add(record["split"])
+    twice = sorted(image for image, found in images.items() if len(found) > 1)
+    return [f"image {image} is in more than one split" for image in twice] + [
         f"run {run} or a run that goes on from it is in more than one split: {', '.join(sorted(found))}"
         for run, found in sorted(splits.items())
         if len(found) > 1
@@ -164,6 +170,14 @@ def _measure_again(entry: ZooEntry, settings: Any, draw: Any) -> tuple[list[str]
     if bad:
         return [f"{name}: tensor '{bad[0]}' is not finite"], 0.0
     data = entry.zoo.data
+    if isinstance(draw, InrDraw):
+        if (settings.image, settings.split) != (entry.record["image"], entry.split):
+            return [f"{name}: is not of the image or the split of this configuration"], 0.0
+        measured = measure_inr(state, entry.architecture, data, settings.image)
+        difference = abs(measured["loss"] - entry.metrics["loss"]) / max(abs(measured["loss"]), _LEAST_LOSS)
+        if difference <= _LOSS_TOLERANCE and abs(measured["psnr"] - entry.metrics["psnr"]) <= _PSNR_TOLERANCE:
+            return [], difference
+        return [f"{name}: the index says {entry.metrics}, measured {measured}"], difference
     own = data_of_run(settings, data, entry.zoo.manifest["config"]["batch_size"])
     rows = torch.from_numpy(own.rows)
     labels = torch.from_numpy(own.labels)[rows]

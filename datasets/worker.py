@@ -61,21 +61,18 @@ def main() -> None:
 
     from metanet.errors import MetanetError
 
-    from .config import ZooConfig
-    from .draw import draw_zoo
-    from .group import build_group
     from .images import load_images
+    from .plan import parse_config, plan_zoo
     from .storage import CONFIG, read_object
 
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     try:
-        config = ZooConfig.from_mapping(read_object(folder / CONFIG)["config"])
-        data = load_images(config.data)
-        draw = draw_zoo(config, data)
+        config = parse_config(read_object(folder / CONFIG)["config"])
+        plan = plan_zoo(config, load_images(config.data))
         while True:
             number = lines.get()["group"]
-            failed = build_group(config, draw, draw.groups[number], data, folder, lambda n: reply({"steps": n}))
+            failed = plan.build(plan.groups[number], folder, lambda n: reply({"steps": n}))
             reply({"done": number, "failed": failed})
     except (MetanetError, OSError) as error:
         reply({"error": str(error)})

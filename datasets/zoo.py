@@ -18,8 +18,9 @@ from metanet.errors import ZooError, clean
 
 from .config import SPLITS
 from .images import ImageData, load_images
+from .inr_config import KIND
 from .measure import evaluate_on
-from .records import CONFIG_COLUMNS, METRICS
+from .records import CONFIG_COLUMNS, INR_METRICS, METRICS
 from .storage import CONFIG, INDEX, read_index, read_manifest, safe_path
 
 __all__ = ["Index", "Zoo", "ZooEntry"]
@@ -79,8 +80,8 @@ class ZooEntry:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Loss and accuracy on the run's own images and on the test set."""
-        return {name: self.record[name] for name in METRICS}
+        """Loss and accuracy on the run's own images and on the test set; of an image, its loss and PSNR."""
+        return {name: self.record[name] for name in self.zoo.metrics}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -103,8 +104,9 @@ class ZooEntry:
         return str(self.record["split"])
 
     def __repr__(self) -> str:
-        accuracy = f"test_accuracy={self.record['test_accuracy']:.4f}"
-        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, {accuracy}, {self.architecture})"
+        name = self.zoo.metrics[-1]
+        quality = f"{name}={self.record[name]:.4f}"
+        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, {quality}, {self.architecture})"
 
 
 class Zoo:
@@ -121,6 +123,16 @@ class Zoo:
         self.failures = tuple(record for record in records if record["status"] != "ok")
         self.architectures = tuple(Architecture.from_json(value) for value in manifest["architectures"])
         self._shards: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """What its networks are: "classifiers" of images, or "inr" where they are images themselves."""
+        return str(self.manifest["config"].get("kind", "classifiers"))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The columns that say how good a network is; the last one says it best."""
+        return INR_METRICS if self.kind == KIND else METRICS
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Zoo:
@@ -159,6 +171,9 @@ class Zoo:
         if record["status"] not in ("ok", "failed"):
             raise ZooError(f"run {run} has status {clean(repr(record['status']), 40)}", where=where)
         if record["status"] == "ok":
+            missing = [name for name in self.metrics if name not in record]
+            if missing:
+                raise ZooError(f"run {run} has no {missing[0]}", where=where, hint="restore the index")
             shard, key = record["shard"], record["key"]
             if not isinstance(shard, str) or shard not in self.manifest["files"] or type(key) is not int or key < 0:
                 shown = clean(f"{shard!r} row {key!r}", 80)
@@ -236,9 +251,21 @@ class Zoo:
         """The true quality of any network on this zoo's test images: "test_loss" and "test_accuracy".
 
         Raises:
-            ZooError: if it does not read such images.
+            ZooError: if it does not read such images, or the zoo's networks are images themselves.
         """
+        if self.kind == KIND:
+            raise ZooError("the networks of this zoo are images", where=self.folder, hint="compare them: zoo.image(i)")
         return evaluate_on(self.data, state, architecture)
+
+    def image(self, i: int) -> Tensor:
+        """The grey values, from 0 to 1, that network ``i`` of a zoo of images learned.
+
+        Shapes:
+            (channels, height, width).
+        """
+        if self.kind != KIND:
+            raise ZooError("the networks of this zoo are classifiers", where=self.folder, hint="their images: zoo.data")
+        return self.data.image(self.index[int(i)]["image"])[0]
 
     def export(self, i: int, path: str | os.PathLike[str]) -> None:
         """Write network ``i`` as one checkpoint file that carries its architecture and metrics."""

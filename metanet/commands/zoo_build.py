@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{folder}: {summary['networks']:,} networks of {summary['runs']:,} runs, {summary['failed_runs']} failed")
     parts = ", ".join(f"{name} {part['runs']}" for name, part in summary["split"].items())
     print(f"split by run: {parts}")
-    low, middle, high = (summary["test_accuracy"][key] for key in ("lowest", "median", "highest"))
-    print(f"test accuracy: {low:.3f} to {high:.3f}, half of them above {middle:.3f}")
+    low, middle, high = (summary[zoo.metrics[-1]][key] for key in ("lowest", "median", "highest"))
+    print(f"{zoo.metrics[-1].replace('_', ' ')}: {low:.3f} to {high:.3f}, half of them above {middle:.3f}")
     say(f"took {summary['seconds']:.1f} s; check it with: metanet zoo verify {folder}")
     return 0
 
@@ -62,7 +62,7 @@ def summarize(zoo: Zoo) -> dict[str, Any]:
     """What is in a zoo, as plain data."""
     import numpy
 
-    accuracy = zoo.index["test_accuracy"]
+    quality = zoo.index[zoo.metrics[-1]]
     families: dict[str, int] = {}
     for number in zoo.index["architecture"].tolist():
         family = zoo.architectures[number].family
@@ -80,10 +80,10 @@ def summarize(zoo: Zoo) -> dict[str, Any]:
             part: {"runs": len(numpy.unique(runs[zoo.split(part)])), "networks": len(zoo.split(part))}
             for part in ("train", "val", "test")
         },
-        "test_accuracy": {
-            "lowest": float(accuracy.min()),
-            "median": float(numpy.median(accuracy)),
-            "highest": float(accuracy.max()),
+        zoo.metrics[-1]: {
+            "lowest": float(quality.min()),
+            "median": float(numpy.median(quality)),
+            "highest": float(quality.max()),
         },
     }
 

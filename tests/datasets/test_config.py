@@ -32,8 +32,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_what_comes_with_the_package_is_valid_and_complete(name: str) -> None:
     config = load_zoo_config(name)
     assert config.name == name
-    assert ZooConfig.from_mapping(config.to_json()).to_json() == config.to_json()
-    assert ZooConfig.from_mapping(OmegaConf.create(config.to_json())).fingerprint == config.fingerprint
+    assert type(config).from_mapping(config.to_json()).to_json() == config.to_json()
+    assert type(config).from_mapping(OmegaConf.create(config.to_json())).fingerprint == config.fingerprint
 
 
 def test_the_demo_has_what_it_promises() -> None:
