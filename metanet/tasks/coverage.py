@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from metanet.errors import TaskError
+from metanet.graph import topology_of
 from symmetry import Fixed, SymmetrySpec
 
 _LISTED = 8  # up to so many different sizes are remembered one by one; of more, only the range
+_SIZES = ("layers", "inputs", "outputs", "widths", "positions")
 _MARGIN = 2.0  # how far outside a remembered range a width may lie
 
 
@@ -55,6 +57,9 @@ class Coverage:
         inputs: Sizes of the axes that read the data.
         outputs: Sizes of the axes that write the answer.
         widths: Sizes of the hidden spaces.
+        factors: What the groups consist of ("permutation", "scale", "sign", "linear", "orthogonal", "shift"); `None` in
+            a record that does not tell.
+        positions: Numbers of kernel positions (or pixels behind a flatten) of one weight; `None` likewise.
     """
 
     kinds: tuple[str, ...]
@@ -63,6 +68,8 @@ class Coverage:
     inputs: Sizes
     outputs: Sizes
     widths: Sizes
+    factors: tuple[str, ...] | None = None
+    positions: Sizes | None = None
 
     @classmethod
     def of(cls, specs: Iterable[SymmetrySpec]) -> Coverage:
@@ -75,6 +82,8 @@ class Coverage:
             inputs=Sizes.of(size for spec in unique for size in _ends(spec, "in")),
             outputs=Sizes.of(size for spec in unique for size in _ends(spec, "out")),
             widths=Sizes.of(space.size for spec in unique for space in spec.spaces),
+            factors=tuple(sorted({kind for spec in unique for kind in _factors(spec)})),
+            positions=Sizes.of(count for spec in unique for count in _positions(spec).values()),
         )
 
     def refusal(self, spec: SymmetrySpec) -> str:
@@ -82,10 +91,16 @@ class Coverage:
         for what, known, found in (
             ("tensors of kind", self.kinds, _kinds(spec)),
             ("activation", self.activations, _activations(spec)),
+            ("symmetry", self.factors, _factors(spec)),
         ):
-            new = sorted(set(found) - set(known))
+            new = sorted(set(found) - set(known)) if known is not None else []
             if new:
-                return f"{what} {new[0]!r}, the model was trained on {', '.join(known) or 'none'}"
+                where = f" of {found[new[0]]}" if isinstance(found, dict) else ""
+                return f"{what} {new[0]!r}{where}, the model was trained on {', '.join(known or ()) or 'none'}"
+        if self.positions is not None:
+            for tensor, count in _positions(spec).items():
+                if count > self.positions.high:
+                    return f"{count} kernel positions in {tensor}, the model was trained on {self.positions}"
         layers = _layers(spec)
         if self.layers.refuses(layers, 1):
             return f"{layers} weight layers, the model was trained on {self.layers}"
@@ -103,10 +118,11 @@ class Coverage:
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        sizes = {name: getattr(self, name) for name in ("layers", "inputs", "outputs", "widths")}
+        sizes = {name: getattr(self, name) for name in _SIZES if getattr(self, name) is not None}
         return {
             "kinds": list(self.kinds),
             "activations": list(self.activations),
+            **({} if self.factors is None else {"factors": list(self.factors)}),
             **{name: {"listed": list(s.listed), "low": s.low, "high": s.high} for name, s in sizes.items()},
         }
 
@@ -120,9 +136,12 @@ class Coverage:
         try:
             sizes = {
                 name: Sizes(tuple(map(int, value[name]["listed"])), int(value[name]["low"]), int(value[name]["high"]))
-                for name in ("layers", "inputs", "outputs", "widths")
+                for name in _SIZES
+                if name != "positions" or name in value
             }
-            return cls(tuple(map(str, value["kinds"])), tuple(map(str, value["activations"])), **sizes)
+            factors = tuple(map(str, value["factors"])) if "factors" in value else None
+            kinds, activations = (tuple(map(str, value[name])) for name in ("kinds", "activations"))
+            return cls(kinds, activations, factors=factors, **sizes)
         except (KeyError, TypeError, ValueError) as error:
             raise TaskError(f"not the coverage of a model ({error!r})") from error
 
@@ -133,6 +152,26 @@ def _kinds(spec: SymmetrySpec) -> set[str]:
 
 def _activations(spec: SymmetrySpec) -> set[str]:
     return {name for names in spec.activations.values() for name in names}
+
+
+def _factors(spec: SymmetrySpec) -> dict[str, str]:
+    """The kinds of factors of a group, each with the first space (or tensor) that has one."""
+    found: dict[str, str] = {}
+    for space in spec.permuted:
+        found.setdefault("permutation", f"space {space.name}")
+    for factor in spec.factors:
+        found.setdefault(factor.kind, f"space {factor.space}" if factor.space else factor.name)
+    for linear in spec.linear:
+        found.setdefault(linear.kind, f"space {linear.space}")
+    for shift in spec.shifts:
+        found.setdefault("shift", f"space {shift.space}" if shift.space else shift.name)
+    return found
+
+
+def _positions(spec: SymmetrySpec) -> dict[str, int]:
+    """Kernel positions of every weight between units."""
+    topology = topology_of(spec)
+    return {topology.blocks[i].tensor: topology.blocks[i].features for i in topology.edges}
 
 
 def _layers(spec: SymmetrySpec) -> int:

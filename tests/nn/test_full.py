@@ -306,3 +306,18 @@ def test_what_has_no_frame_is_refused_by_name():
     with pytest.raises(ModelError, match=r"space '0' of linear matrices is not determined"):
         make()(batch)
     make(symmetry="permutation")(batch)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_weights_that_are_not_finite_are_listed(level):
+    one = case("batch norm")
+    states = [one.state(seed) for seed in range(5)]
+    for row in (1, 2, 3, 4):
+        states[row]["0.bias"][0] = float("nan")
+    states[1]["4.weight"][2] = float("inf")
+    with pytest.raises(ModelError) as caught:
+        make(level)(batch_of(one.spec, states))
+    reason = caught.value.reason
+    assert "graph 1: tensors '0.bias', '4.weight' hold NaN" in reason
+    assert "graph 3: tensor '0.bias' holds NaN" in reason
+    assert "1 more graphs" in reason
