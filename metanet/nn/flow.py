@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metanet.graph import Bucket
+from metanet.graph import Bucket, Topology
 from metanet.nn.steps import Step, endings, schedule
 
 __all__ = [
-    "LIMIT", "Measure", "POINTWISE", "SLOPES", "activation", "advance", "measured", "propagate", "retreat", "slope",
-    "total",
+    "LIMIT", "Measure", "POINTWISE", "SLOPES", "activation", "advance", "distinct", "measured", "propagate",
+    "retreat", "slope", "total",
 ]  # fmt: skip
 
 LIMIT = 1e6
@@ -79,7 +79,8 @@ def propagate(
 
     Args:
         bucket: networks of one architecture.
-        inputs: number and size of an input group -> its features ``(size, k)``.
+        inputs: number and size of an input group -> its features ``(size, k)``; the size is 1 where the units are
+            interchangeable.
         kernel: number of a block -> the weight of each of its kernel positions in every channel, ``(features, k)``.
         measure: "value" runs the network; "absolute" and "square" carry non-negative features through absolute or
             squared weights, without biases and activations: sums over paths (Neyshabur et al. 2015, "Norm-based
@@ -96,7 +97,8 @@ def propagate(
     slots: list[Tensor] = []
     for step in schedule(topology):
         if step.sort == "input":
-            x = inputs(step.group, topology.groups[step.group].size).to(like).expand(len(bucket), -1, -1)
+            x = inputs(step.group, distinct(topology, step.group)).to(like)
+            x = x.expand(len(bucket), topology.groups[step.group].size, -1)
         elif step.sort == "settle":
             x = total([slots[i] for i in step.reads])
             if measure == "value":
@@ -106,6 +108,15 @@ def propagate(
             x = advance(step, bucket, [slots[i] for i in step.reads], kernel, measure)
         slots.append(x)
     return {group: slots[slot] for group, slot in endings(topology).items()}
+
+
+def distinct(topology: Topology, group: int) -> int:
+    """How many units of a group can be told apart: all of a fixed axis, one of a space.
+
+    A space is read but never written where operations join others in it (a value for all heads): its units start alike.
+    """
+    one = topology.groups[group]
+    return one.size if one.fixed else 1
 
 
 def total(entries: Sequence[Tensor]) -> Tensor:

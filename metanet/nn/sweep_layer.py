@@ -23,7 +23,7 @@ from torch.nn.functional import layer_norm, relu, softplus
 from metanet.graph import Bucket, Topology
 from metanet.graph.encoding import position_code
 from metanet.nn.dense import Dense
-from metanet.nn.flow import LIMIT, activation, advance, measured, retreat, slope, total
+from metanet.nn.flow import LIMIT, activation, advance, distinct, measured, retreat, slope, total
 from metanet.nn.probes import CODE, Probes
 from metanet.nn.steps import endings, schedule
 from metanet.nn.structure import Structure
@@ -42,13 +42,15 @@ class Trace:
         before: by slot of a "settle", the sum that went into the activation.
         reach: features of the lane through absolute weights, by slot.
         levels: by group, the logarithm of the size that was taken out of that lane.
-        absolute: absolute weights by block: made once for both directions.
+        weights: by block, the weights of edges.
+        absolute: by block, the absolute weights of edges, summed over kernel positions: made once for both directions.
     """
 
     slots: list[Tensor] = field(default_factory=list)
     before: dict[int, Tensor] = field(default_factory=dict)
     reach: list[Tensor] = field(default_factory=list)
     levels: dict[int, Tensor] = field(default_factory=dict)
+    weights: dict[int, Tensor] = field(default_factory=dict)
     absolute: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -136,9 +138,10 @@ class SweepLayer(nn.Module):
             group = topology.groups[step.group]
             own = ahead[:, structure.rows(step.group)]
             if step.sort == "input":
-                trace.slots.append(self.inputs.at(group.size) + own)
-                start = softplus(self.reach_inputs(position_code(group.size, CODE).to(x)))
-                start = start.expand(len(bucket), -1, -1)
+                size = distinct(topology, step.group)
+                trace.slots.append(self.inputs.at(size) + own)
+                start = softplus(self.reach_inputs(position_code(size, CODE).to(x)))
+                start = start.expand(len(bucket), group.size, -1)
                 trace.reach.append(_share(start))
                 trace.levels[step.group] = _level(start)
                 continue
@@ -152,9 +155,10 @@ class SweepLayer(nn.Module):
                 trace.levels[step.group] = _level(total(reach))
                 continue
             if step.sort == "edge":
-                trace.absolute[step.block] = measured(bucket.value(step.block), "absolute").sum(-1, keepdim=True)
+                cut = trace.weights[step.block] = _weight(bucket, step.block)
+                trace.absolute[step.block] = measured(cut, "absolute").sum(-1, keepdim=True)
             weight = trace.absolute.get(step.block)
-            trace.slots.append(advance(step, bucket, values, kernel))
+            trace.slots.append(advance(step, bucket, values, kernel, weight=trace.weights.get(step.block)))
             trace.reach.append(advance(step, bucket, reach, flat, "absolute", weight))
         return trace
 
@@ -201,7 +205,8 @@ class SweepLayer(nn.Module):
                 continue
             values, met = [trace.slots[i] for i in step.reads], [trace.reach[i] for i in step.reads]
             weight = trace.absolute.get(step.block)
-            for slot, change in zip(step.reads, retreat(step, bucket, values, gradient, kernel), strict=True):
+            back = retreat(step, bucket, values, gradient, kernel, weight=trace.weights.get(step.block))
+            for slot, change in zip(step.reads, back, strict=True):
                 _add(gradients, slot, change)
             for slot, change in zip(
                 step.reads, retreat(step, bucket, met, lane, flat, "absolute", weight), strict=True
@@ -215,6 +220,13 @@ class SweepLayer(nn.Module):
 
 def _add(sums: dict[int, Tensor], slot: int, value: Tensor) -> None:
     sums[slot] = sums[slot] + value if slot in sums else value
+
+
+def _weight(bucket: Bucket, number: int) -> Tensor:
+    """The weights of a block, cut where products of several would leave the range of their numbers."""
+    value = bucket.value(number)
+    large = bucket.remember(f"large/{number}", lambda source: source.value(number).detach().abs().flatten(1).amax(1))
+    return value.clamp(-LIMIT, LIMIT) if bool((large > LIMIT).any()) else value
 
 
 def _share(x: Tensor) -> Tensor:
