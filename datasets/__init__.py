@@ -6,6 +6,7 @@ from .images import ImageData, load_digits_dataset, load_images, load_mnist_data
 from .inr import SirenBatch, coordinates
 from .inr_config import InrConfig
 from .packaged import load_zoo_config, zoo_config_names
+from .small_cnn_zoo import PublishedNetwork, read_small_cnn_zoo
 from .verify import VerifyReport, verify_zoo
 from .zoo import Index, Zoo, ZooEntry
 
@@ -14,6 +15,7 @@ __all__ = [
     "ImageData",
     "Index",
     "InrConfig",
+    "PublishedNetwork",
     "SirenBatch",
     "VerifyReport",
     "Zoo",
@@ -25,6 +27,7 @@ __all__ = [
     "load_images",
     "load_mnist_dataset",
     "load_zoo_config",
+    "read_small_cnn_zoo",
     "verify_zoo",
     "zoo_config_names",
 ]
