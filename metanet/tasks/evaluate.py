@@ -33,6 +33,13 @@ LABELS: Mapping[str, str] = {
     "improvement": "share of the error that is taken away",
 }
 
+_TREES: Mapping[str, str] = {
+    "statistics": DESCRIPTIONS["trees"],
+    "rich": "gradient boosting on statistics in the canonical gauge",
+    "responses": "gradient boosting on canonical statistics and answers to random inputs",
+    "inverted": "gradient boosting on canonical statistics and answers to random and made-up inputs",
+}
+
 
 @dataclass(frozen=True)
 class ModelScore:
@@ -176,7 +183,7 @@ def evaluate(
         ModelScore(
             name,
             kind,
-            DESCRIPTIONS.get(name, name),
+            _TREES[model.features] if name == "trees" else DESCRIPTIONS.get(name, name),
             task.measure(data, places, score),
             _intervals(encoding, data, places, score, generator, draws),
             seconds,

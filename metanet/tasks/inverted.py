@@ -186,6 +186,7 @@ def invert(
     return Inverted(found)
 
 
+@torch.enable_grad()  # type: ignore[untyped-decorator]
 def _inverted(
     batch: GraphBatch, places: list[int], key: str, draws: np.random.Generator, options: InversionOptions
 ) -> Tensor:
