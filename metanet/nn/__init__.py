@@ -5,6 +5,7 @@ from metanet.nn.model import LEVELS, Metanet
 from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, rich_statistics
 from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
+from metanet.nn.sweep_layer import SweepLayer
 
 __all__ = [
     "LEVELS",
@@ -13,6 +14,7 @@ __all__ = [
     "MessageLayer",
     "Metanet",
     "Responses",
+    "SweepLayer",
     "bucket_statistics",
     "layer_statistics",
     "rich_statistics",
