@@ -28,9 +28,8 @@ def differences(change: float = 0.0) -> list[float]:
         for layer in net.layers:
             plain = reference.run(layer, reference.flatten(batch, dense))
             layer.to_source.weight[0, 0] += change
-            dense = [
-                layer(structure_of(bucket.topology), bucket, *features) for bucket, features in zip(batch, dense, strict=True)
-            ]
+            pairs = zip(batch, dense, strict=True)
+            dense = [layer(structure_of(bucket.topology), bucket, *features) for bucket, features in pairs]
             flat = reference.flatten(batch, dense)
             for ours, theirs in zip((flat.nodes, flat.edges, flat.layers), plain, strict=True):
                 found.append(float((ours - theirs).abs().max() / theirs.std()))
