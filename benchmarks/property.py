@@ -152,7 +152,7 @@ def methods(quick: bool, nfn_python: Path | None) -> dict[str, Callable[[Propert
         "probing": MetanetMethod(PROBING, settings, name="probing").run,
     }
     if nfn_python is not None:
-        found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, 10 if quick else 60)
+        found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, 10 if quick else 30)
     return found
 
 
