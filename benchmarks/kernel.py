@@ -68,7 +68,7 @@ def compare(runs: dict[str, forms.Run]) -> None:
         runs[name].net.zero_grad()
     for name in ("pyg", "split"):
         for ours, theirs in ((results["dense"], results[name]), (slopes["dense"], slopes[name])):
-            gap = float((ours - theirs).norm() / theirs.norm())
+            gap = ((ours - theirs).norm() / theirs.norm()).item()
             if ours.shape != theirs.shape or not gap < 1e-4:
                 raise SystemExit(f"{name} and dense differ by {gap:.1e} of the norm: they are not the same mathematics")
 

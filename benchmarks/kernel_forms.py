@@ -91,6 +91,9 @@ def edge_list(batch: GraphBatch) -> EdgeList:
 class Plain(MessagePassing):
     """Joined features of both ends, the edge and the layer: made once per round, then sent to each kind of receiver."""
 
+    # edge_updater_type: (x: Tensor, edge: Tensor, told: Tensor, first: Tensor, bias: Tensor)
+    # propagate_type: (sent: Tensor, second: Tensor, weight: Tensor)
+
     def __init__(self) -> None:
         super().__init__(aggr="add")
 

@@ -35,9 +35,7 @@ SPACES = (WIDTHS[1], WIDTHS[2])
 def as_bucket(topology: Topology, state: State, like: Bucket) -> Bucket:
     """A stack of networks as a bucket."""
     by_name = dict(zip(like.topology.spec.tensors, state, strict=True))
-    values = tuple(
-        block.region.batched(len(state[0])).read(by_name[block.tensor]) for block in topology.blocks
-    )
+    values = tuple(block.region.batched(len(state[0])).read(by_name[block.tensor]) for block in topology.blocks)
     return Bucket(topology, torch.arange(len(state[0])), values)
 
 

@@ -69,7 +69,8 @@ def prepare(config: Mapping[str, Any]) -> Training:
         ConfigError: A setting is unknown, missing or impossible.
         ZooError: The zoo is not there or not finished.
     """
-    from metanet.tasks import PlaceTask, labelled_folder, place_data, property_data, task_from_mapping
+    from metanet.tasks import PlaceTask, PropertyTask, labelled_folder, place_data, property_data, task_from_mapping
+    from metanet.tasks.encoding import with_labels
     from metanet.tasks.inr_editing import InrEditingTask, editing_data
     from metanet.train import TrainerSettings
 
@@ -95,6 +96,8 @@ def prepare(config: Mapping[str, Any]) -> Training:
     else:
         raise ConfigError(f"{kind!r} given, expected zoo or labelled_folder", where="dataset.kind")
     data = property_data(items, task.column, seed=settings.seed, resplit=resplit)
+    if isinstance(task, PropertyTask) and task.kind == "classification":
+        data = with_labels(data)
     if isinstance(task, InrEditingTask):
         shown = editing_data(data, task)
         return Training(task, shown, config["model"], settings, Path(config["folder"]), zoo, config)

@@ -2,6 +2,9 @@
 
 from metanet.nn.layer import MessageLayer
 from metanet.nn.model import LEVELS, Metanet
+from metanet.nn.quasi import GaugeHead, Moved
+from metanet.nn.quasi_check import OrbitCheck, check_orbit, orbit_distance
+from metanet.nn.quasi_state import MovedState
 from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, rich_statistics
 from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
@@ -11,11 +14,17 @@ __all__ = [
     "LEVELS",
     "RICH",
     "STATISTICS",
+    "GaugeHead",
     "MessageLayer",
     "Metanet",
+    "Moved",
+    "MovedState",
+    "OrbitCheck",
     "Responses",
     "SweepLayer",
     "bucket_statistics",
+    "check_orbit",
     "layer_statistics",
+    "orbit_distance",
     "rich_statistics",
 ]

@@ -14,6 +14,8 @@ from metanet.nn.features import Embedding, check_bucket
 from metanet.nn.frames import GAUGES, Motion, canonical
 from metanet.nn.heads import EdgeHead, GraphHead, NodeHead
 from metanet.nn.probes import Probes
+from metanet.nn.quasi import Moved, check_mode
+from metanet.nn.quasi_state import QuasiHead, moved_states
 from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, bucket_rich
 from metanet.nn.rounds import MESSAGES, Rounds
@@ -60,7 +62,11 @@ class Metanet(nn.Module):
         gauge: with symmetry "full" the frame and how its weights are brought to order 1: "rms" (incoming norms 1, then
             each tensor divided by its root mean square, whose logarithm is kept), "unit" (incoming norms 1, times
             constants of the architecture) or "balanced" (incoming norm = outgoing norm, then as "rms").
-        mode: "strict"; quasi-equivariant and soft layers are not available yet.
+        mode: "strict"; with level "state" and symmetry "full" also "quasi" (answers are whole networks, moved by one
+            element of their own group, see :class:`metanet.nn.MovedState`) and "soft" (an element per channel, which
+            leaves the orbit; the answers tell how far).
+        base: of these modes: "own" (moved from where they stand) or "frame" (from their canonical form).
+        change: with these modes, add a strict change before moving; without it functions stay as they are.
         seed: seeds the first weights; torch's global generator is neither read nor moved.
         generator: source of the first weights instead of ``seed``.
 
@@ -99,7 +105,9 @@ class Metanet(nn.Module):
         partial: bool = False,
         symmetry: Literal["permutation", "full"] = "permutation",
         gauge: Literal["rms", "unit", "balanced"] = "rms",
-        mode: str = "strict",
+        mode: Literal["strict", "quasi", "soft"] = "strict",
+        base: Literal["own", "frame"] = "own",
+        change: bool = True,
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -123,7 +131,7 @@ class Metanet(nn.Module):
             raise ModelError(f"messages={messages!r}, expected one of {', '.join(MESSAGES)}")
         if not isinstance(statistics, bool) and statistics != "rich":
             raise ModelError(f"statistics={statistics!r}, expected True, False or 'rich'")
-        for name, flag in (("partial", partial), ("checkpointing", checkpointing)):
+        for name, flag in (("partial", partial), ("checkpointing", checkpointing), ("change", change)):
             if not isinstance(flag, bool):
                 raise ModelError(f"{name}={flag!r}, expected True or False")
         if symmetry not in ("permutation", "full"):
@@ -132,7 +140,7 @@ class Metanet(nn.Module):
             raise ModelError(f"gauge={gauge!r} is unknown, expected one of {', '.join(GAUGES)}")
         if symmetry == "permutation" and gauge != "rms":
             raise ModelError(f"gauge={gauge!r} with symmetry='permutation'", hint="use symmetry='full'")
-        _available("mode", mode, "strict", ("quasi", "soft"))
+        check_mode(mode, base, change, level == "state" and symmetry == "full" and outputs == 1)
         if level != "graph" and probes:
             raise ModelError(
                 f"probes={probes} with level={level!r}: probes answer per network", hint="use level='graph'"
@@ -148,7 +156,7 @@ class Metanet(nn.Module):
             "checkpointing": checkpointing, "statistics": statistics,
             "probes": probes, "responses": responses, "mixing": mixing, "positions": positions,
             "readout": readout, "partial": partial, "symmetry": symmetry, "gauge": gauge,
-            "mode": mode, "seed": seed,
+            "mode": mode, "base": base, "change": change, "seed": seed,
         }  # fmt: skip
         self.outputs, self.level, self.partial = outputs, level, partial
         self.symmetry, self.gauge = symmetry, gauge
@@ -161,13 +169,15 @@ class Metanet(nn.Module):
         self.responses = Responses(responses, readout, mixing) if responses else None
         extra = (told if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
         extra += self.responses.features if self.responses is not None else 0
-        self.head: GraphHead | NodeHead | EdgeHead
+        self.head: GraphHead | NodeHead | EdgeHead | QuasiHead
         if level == "graph":
             self.head = GraphHead(0 if extra and not layers else hidden, extra, outputs, readout)
         elif level == "node":
             self.head = NodeHead(hidden, outputs)
-        else:
+        elif mode == "strict":
             self.head = EdgeHead(hidden, outputs, positions, gauge, whole=level == "state")
+        else:
+            self.head = QuasiHead(hidden, positions, gauge, mode == "soft", base, change)
         self.reset_parameters(generator if generator is not None else make_generator(seed))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -199,10 +209,26 @@ class Metanet(nn.Module):
         Raises:
             ModelError: for weights that are not finite, or used tensors that would not be seen.
         """
+        if isinstance(self.head, QuasiHead):
+            return list[dict[str, Tensor]](moved_states(batch, [self.move(bucket) for bucket in self._checked(batch)]))
         answers = [self._bucket(bucket) for bucket in self._checked(batch)]
         if self.level == "graph":
             return batch.gather(answer for answer in answers if isinstance(answer, Tensor))
         return self._rows(batch, answers)
+
+    def move(self, bucket: Bucket) -> Moved:
+        """What mode "quasi" or "soft" makes of a bucket, as block values with the elements; for training.
+
+        Raises:
+            ModelError: in mode "strict".
+        """
+        if not isinstance(self.head, QuasiHead):
+            raise ModelError("mode='strict' moves nothing", hint="use mode='quasi' and level='state'")
+        framed, frame = self._framed(bucket)
+        structure = structure_of(bucket.topology)
+        nodes, edges, layers = self.embedding(framed, edges=self.layers.needs_edges or self.head.change is not None)
+        features = self.layers.run(structure, framed, nodes, edges, layers)
+        return self.head(structure, bucket, framed, frame or Motion.identity(bucket), features)
 
     def _checked(self, batch: GraphBatch) -> GraphBatch:
         like = self.embedding.part.weight
@@ -229,6 +255,8 @@ class Metanet(nn.Module):
             return self.head(structure, nodes)
         if isinstance(self.head, EdgeHead):
             return self.head(structure, bucket, nodes, edges, layers, None if frame is None else ~frame)
+        if isinstance(self.head, QuasiHead):
+            raise ModelError(f"mode={self.config['mode']!r} answers with networks", hint="use move")
         return self.head(structure, nodes, layers, self._extra(structure, given))
 
     def _framed(self, bucket: Bucket) -> tuple[Bucket, Motion | None]:
@@ -287,11 +315,3 @@ class _Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 5 * torch.tanh((x.to(self.mean) - self.mean) / self.deviation / 5)
-
-
-def _available(name: str, value: str, here: str, later: tuple[str, ...]) -> None:
-    if value == here:
-        return
-    if value in later:
-        raise ModelError(f"{name}={value!r} is not available in this version", hint=f"use {name}={here!r}")
-    raise ModelError(f"{name}={value!r} is unknown, expected {here!r}")

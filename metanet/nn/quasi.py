@@ -28,9 +28,20 @@ from metanet.nn.frames.motion import Motion
 from metanet.nn.structure import Structure
 from symmetry import Factor, GroupElement, LinearFactor
 
-__all__ = ["BASES", "GaugeHead", "Moved", "check_carried", "learnable", "mean_motion", "move", "relative_square"]
+__all__ = [
+    "BASES",
+    "GaugeHead",
+    "Moved",
+    "check_carried",
+    "check_mode",
+    "learnable",
+    "mean_motion",
+    "move",
+    "relative_square",
+]
 
 BASES = ("own", "frame")
+MODES = ("strict", "quasi", "soft")
 _MOST = 0.95  # of the interval in which a matrix is sure to be invertible
 
 
@@ -103,6 +114,25 @@ def move(bucket: Bucket, beta: Sequence[Tensor | None], alphas: Sequence[Motion]
         for i, first in enumerate(acted[0])
     )
     return Moved(bucket, values, tuple(beta), tuple(alphas))
+
+
+def check_mode(mode: str, base: str, change: bool, possible: bool) -> None:
+    """Refuse a mode that is unknown or does not fit the rest of the options.
+
+    Raises:
+        ModelError: saying which.
+    """
+    if mode not in MODES:
+        raise ModelError(f"mode={mode!r} is unknown, expected one of {', '.join(MODES)}")
+    if base not in BASES:
+        raise ModelError(f"base={base!r} is unknown, expected one of {', '.join(BASES)}")
+    if mode == "strict" and (base != "own" or not change):
+        raise ModelError(f"base={base!r}, change={change} with mode='strict'", hint="use mode='quasi'")
+    if mode != "strict" and not possible:
+        raise ModelError(
+            f"mode={mode!r} answers with whole networks, moved in their orbit",
+            hint="use level='state', symmetry='full' and outputs=1",
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +114,13 @@ class Encoding:
         if bool(encoding.classes) == (transform is not None):
             raise TaskError("not an encoding of targets: expected either classes or a transform")
         return encoding
+
+
+def with_labels(data: PropertyData) -> PropertyData:
+    """The same data with labels in place of numbers that stand for classes, as the digits of a picture do."""
+    if data.labelled:
+        return data
+    return replace(data, targets=np.array([_label(value) for value in data.targets]))
 
 
 def _label(value: Any) -> str:

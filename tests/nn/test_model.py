@@ -173,9 +173,9 @@ def test_statistics_are_standardised_by_the_networks_it_was_fitted_on():
         ({"symmetry": "scale"}, r"symmetry='scale' is unknown, expected 'permutation' or 'full'"),
         ({"symmetry": "full", "gauge": "none"}, r"gauge='none' is unknown, expected one of rms, unit, balanced"),
         ({"gauge": "unit"}, r"gauge='unit' with symmetry='permutation'; use symmetry='full'"),
-        ({"mode": "quasi"}, r"mode='quasi' is not available in this version; use mode='strict'"),
-        ({"mode": "soft"}, r"mode='soft' is not available"),
-        ({"mode": "hard"}, r"mode='hard' is unknown, expected 'strict'"),
+        ({"mode": "quasi"}, r"mode='quasi' answers with whole networks.*use level='state', symmetry='full'"),
+        ({"mode": "soft"}, r"mode='soft' answers with whole networks"),
+        ({"mode": "hard"}, r"mode='hard' is unknown, expected one of strict, quasi, soft"),
         ({"level": "node", "probes": 2}, r"probes=2 with level='node'"),
     ],
 )

@@ -14,6 +14,7 @@ import symmetry
 from metanet.checkpoint import Architecture
 from metanet.errors import ModelError
 from metanet.graph import Bucket, ParameterGraph, collate
+from metanet.nn import Metanet
 from metanet.nn.dense import Dense, Table
 from metanet.nn.features import Embedding
 from metanet.nn.frames import Motion
@@ -235,3 +236,58 @@ def test_refusals(cases):
     with pytest.raises(ModelError, match="reach=0"):
         GaugeHead(8, reach=0)
     assert "base='own'" in repr(GaugeHead(8))
+
+
+@pytest.mark.parametrize("change", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_metanetwork_in_mode_quasi(cases, name, change):
+    options = {"hidden": 8, "layers": 1, "symmetry": "full", "mode": "quasi", "change": change}
+    net = Metanet(level="state", **options).double()
+    case = cases(name)
+    found = case.check(net.move)
+    assert found.passed, found
+    assert found.moved > 1e-3
+    graph = ParameterGraph.build(case.spec, case.state)
+    (answer,) = net(collate([graph], torch.float64))
+    assert answer.defect < 1e-14
+    whole = {**case.state, **answer}
+    case.spec.check(whole)
+    same = symmetry.act(case.spec, answer.alpha, case.state)
+    away = max(float((whole[key] - same[key]).detach().abs().max()) for key in answer)
+    assert (away > 1e-6) if change else (away < 1e-12)
+    torch.stack([value.square().sum() for value in answer.values()]).sum().backward()
+    still = {key for key, p in net.head.named_parameters() if p.grad is None or not bool((p.grad != 0).any())}
+    unused = {"element.left", "element.right"} if name != "transformer" else set()
+    assert not {key for key in still if key.rpartition(".")[0] not in unused}
+
+
+def test_answers_come_in_the_order_of_the_batch(cases):
+    net = Metanet(level="state", hidden=8, layers=1, symmetry="full", mode="soft", base="frame").double()
+    graphs = [ParameterGraph.build(case.spec, case.state) for case in map(cases, ("mlp", "cnn", "mlp"))]
+    answers = net(collate(graphs, torch.float64))
+    for graph, answer in zip(graphs, answers, strict=True):
+        assert {key: value.shape for key, value in answer.items()} == {
+            key: value.shape for key, value in graph.state().items() if value.is_floating_point()
+        }
+        assert answer.defect > 1e-6
+    torch.testing.assert_close(answers[0], answers[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "quick"}, "mode='quick' is unknown"),
+        ({"mode": "quasi"}, "answers with whole networks"),
+        ({"mode": "quasi", "level": "state"}, "symmetry='full'"),
+        ({"mode": "soft", "level": "state", "symmetry": "full", "base": "there"}, "base='there' is unknown"),
+        ({"base": "frame"}, "with mode='strict'"),
+    ],
+)
+def test_modes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ModelError, match=message):
+        Metanet(**options)
+
+
+def test_strict_moves_nothing(cases):
+    with pytest.raises(ModelError, match="moves nothing"):
+        Metanet(level="state", symmetry="full").double().move(cases("mlp").bucket())
