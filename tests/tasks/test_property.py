@@ -323,7 +323,7 @@ def test_model_options_are_checked(generator):
         ({"name": "resnet"}, "model.name: 'resnet' given"),
         ({"width": 3}, "no such option: 'width'"),
         ({"hidden": "big"}, "hidden='big'"),
-        ({"mode": "quasi"}, "not available"),
+        ({"mode": "quasi"}, "answers with whole networks"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_model(options, 2, generator)
