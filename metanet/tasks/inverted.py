@@ -129,7 +129,7 @@ def feature_matrix(batch: GraphBatch, kind: str, inverted: Inverted | None) -> N
 
     Args:
         batch: The networks.
-        kind: One of `metanet.tasks.property.FEATURES`.
+        kind: One of `metanet.tasks.property_trees.FEATURES`.
         inverted: The made-up inputs, for the kind "inverted".
 
     Shapes:

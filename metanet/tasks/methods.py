@@ -18,7 +18,8 @@ from metanet.errors import ConfigError
 from metanet.tasks.boosting import BoostingOptions
 from metanet.tasks.data import PropertyData
 from metanet.tasks.flat import SCALES, FlatData, FlatTask
-from metanet.tasks.property import PropertyTask, choose_share, features_of, fit_property_trees, outputs_of, tree_scores
+from metanet.tasks.property import PropertyTask, outputs_of
+from metanet.tasks.property_trees import choose_share, features_of, fit_property_trees, tree_scores
 from metanet.train import Trained, TrainerSettings, fit
 
 Scores = NDArray[np.float64]

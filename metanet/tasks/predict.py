@@ -21,7 +21,8 @@ from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData
 from metanet.tasks.encoding import Encoding
 from metanet.tasks.inverted import Inverted, feature_matrix
-from metanet.tasks.property import FORMAT, INPUTS_NAME, PROPERTY_NAME, TREES_NAME, outputs_of, tree_scores
+from metanet.tasks.property import FORMAT, INPUTS_NAME, PROPERTY_NAME, TREES_NAME, outputs_of
+from metanet.tasks.property_trees import tree_scores
 from metanet.train import Artefact
 from symmetry import SymmetryError, SymmetrySpec
 

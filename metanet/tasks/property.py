@@ -15,20 +15,26 @@ from metanet.errors import ConfigError, TaskError
 from metanet.graph import GraphBatch
 from metanet.tasks import metrics
 from metanet.tasks.batches import by_architecture, random_batches
-from metanet.tasks.boosting import BoostedTrees, BoostingOptions, fit_trees
+from metanet.tasks.boosting import BoostingOptions
 from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData
 from metanet.tasks.encoding import Encoding
-from metanet.tasks.inverted import Inverted, feature_matrix, invert
 from metanet.tasks.options import check_options
+from metanet.tasks.property_trees import (
+    FEATURES,
+    choose_share,
+    features_of,
+    fit_property_trees,
+    inverted_inputs,
+    tree_scores,
+)
 from metanet.train import Extras, Monitor
 
 PROPERTY_NAME, TREES_NAME, INPUTS_NAME = "property.json", "trees.safetensors", "inputs.safetensors"
 FORMAT = "metanet.property/1"
 KINDS = ("auto", "regression", "classification")
 LOSSES = ("huber", "squared")
-FEATURES = ("statistics", "rich", "responses", "inverted")
 _CHUNK = 256
 
 
@@ -275,84 +281,6 @@ def outputs_of(model: nn.Module, batch: GraphBatch) -> NDArray[np.float32]:
             part = batch.select(range(start, min(start + _CHUNK, len(batch)))).to(device)
             parts.append(model(part).cpu().numpy())
     return np.concatenate(parts)
-
-
-def fit_property_trees(
-    task: PropertyTask, data: PropertyData, seed: int, options: BoostingOptions | None = None
-) -> BoostedTrees:
-    """Boosted trees on the task's features of the training part; grown as the task says, or as `options` say."""
-    encoding, places = task.encoding(data), data.part("train")
-    targets, weights = encoding.encode(data.targets[places]), task.class_weights(data)
-    each = None if weights is None else weights.numpy()[targets]
-    return fit_trees(
-        features_of(task, data, seed)[places],
-        targets,
-        len(encoding.classes),
-        seed,
-        options or task.boosting,
-        weights=each,
-    )
-
-
-def inverted_inputs(task: PropertyTask, data: PropertyData, seed: int) -> Inverted | None:
-    """The inputs that the training networks agree on, made once; None for features that do without.
-
-    Where the target is a share (an accuracy), the networks with the larger ones are asked, else all alike.
-    """
-    if task.features != "inverted":
-        return None
-
-    def make() -> Inverted:
-        places = data.part("train")
-        transform = task.encoding(data).transform
-        shares = transform is not None and transform.name == "logit"
-        goodness = data.targets[places].astype(float) if shares else None
-        return invert(data.batch.select(places.tolist()), goodness, seed)
-
-    found: Inverted = data.remember(("inverted", seed), make)
-    return found
-
-
-def features_of(task: PropertyTask, data: PropertyData, seed: int) -> NDArray[np.float64]:
-    """What boosted trees see of every network of the data.
-
-    Shapes:
-        return: (n, features)
-    """
-    inverted = inverted_inputs(task, data, seed)
-    key = ("features", task.features, seed if inverted is not None else 0)
-    found: NDArray[np.float64] = data.remember(key, lambda: feature_matrix(data.batch, task.features, inverted))
-    return found
-
-
-def tree_scores(encoding: Encoding, trees: BoostedTrees, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores of boosted trees on the same scale as the metanetwork's.
-
-    Shapes:
-        statistics: (n, statistics)
-        return: (n, 1) for numbers, (n, classes) for classes
-    """
-    return trees.probabilities(statistics) if encoding.classes else trees.raw(statistics)
-
-
-def choose_share(
-    encoding: Encoding, ours: NDArray[np.float64], theirs: NDArray[np.float64], true: NDArray[Any]
-) -> float:
-    """The share of the first scores in the average that fits the validation part best.
-
-    The squared error on the scale of learning (for classes: of the probabilities) decides, with a pull to one half as
-    strong as the validation part itself: that part is small, and an even average is hard to beat.
-
-    Shapes:
-        ours, theirs: (n, outputs)
-    """
-    wanted = encoding.encode(true)
-    target = np.eye(len(encoding.classes))[wanted] if encoding.classes else wanted[:, None]
-    difference = ours - theirs
-    pull = float(np.square(difference).sum())
-    top = float((difference * (target - theirs)).sum()) + 0.5 * pull
-    bottom = 2 * pull
-    return float(np.clip(top / bottom, 0, 1)) if bottom > 0 else 0.5
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from metanet.errors import ConfigError
 from metanet.graph import ParameterGraph, program_of
 from metanet.tasks import PropertyItem, PropertyModel, PropertyTask, evaluate, property_data
 from metanet.tasks.boosting import BoostingOptions
-from metanet.tasks.property import FEATURES
+from metanet.tasks.property_trees import FEATURES
 from metanet.train import TrainerSettings, train
 
 from .conftest import ARCHITECTURES, network, spec_of

@@ -24,7 +24,8 @@ from metanet.tasks import (
     statistics_of,
 )
 from metanet.tasks.boosting import BoostingOptions
-from metanet.tasks.property import choose_share, jittered, outputs_of
+from metanet.tasks.property import jittered, outputs_of
+from metanet.tasks.property_trees import choose_share
 from metanet.train import TrainerSettings, fit, train
 
 from .conftest import ARCHITECTURES, make_items, network, spec_of
