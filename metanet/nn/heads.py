@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
+from metanet.errors import ModelError
 from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
 from metanet.nn.features import moments, standardised
 from metanet.nn.frames import Motion
-from metanet.nn.frames.places import gains_of
+from metanet.nn.frames.places import gains_of, views_of
 from metanet.nn.structure import Structure
 
 __all__ = ["EdgeHead", "GraphHead", "NodeHead"]
+
+_SMALL = 1e-5  # of a weight over its tensor's root mean square: smaller ones are as good as zero
 
 
 class GraphHead(nn.Module):
@@ -102,14 +105,25 @@ class EdgeHead(nn.Module):
         gauge: how weights are brought to order 1, see :func:`metanet.nn.features.standardised`.
         whole: answer for every tensor of the state: zeros where the graph interprets nothing, and changes of a variance
             that keep it above minus its epsilon.
+        invariant: answers are numbers of order 1 and not changes: only permutations move them. They also get a learned
+            gain on the logarithm of the weight's size.
     """
 
-    def __init__(self, hidden: int, outputs: int, positions: int, gauge: str = "rms", whole: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        outputs: int,
+        positions: int,
+        gauge: str = "rms",
+        whole: bool = False,
+        invariant: bool = False,
+    ) -> None:
         super().__init__()
         self.outputs, self.positions, self.gauge, self.whole = outputs, positions, gauge, whole
+        self.invariant = invariant
         self.own = Dense(hidden, hidden, gain=1.4)
         self.layer = Dense(hidden, hidden, bias=False)
-        self.out = Table(len(KINDS), hidden, positions + 1, outputs, scale=0.3 * hidden**-0.5)
+        self.out = Table(len(KINDS), hidden, positions + 1 + invariant, outputs, scale=0.3 * hidden**-0.5)
 
     def forward(
         self,
@@ -147,7 +161,9 @@ class EdgeHead(nn.Module):
             else:
                 feature = relu(told)
             changes[number] = self._values(bucket, number, feature)
-        if back is not None:
+        if back is not None and self.invariant:
+            _check_apart(topology)
+        elif back is not None:
             for number in gains_of(topology):  # matrices act through them, so a change of theirs has no linear part
                 change = changes[number]
                 changes[number] = None if change is None else torch.zeros_like(change)
@@ -187,11 +203,30 @@ class EdgeHead(nn.Module):
         basis = cosine_basis(block.positions, self.positions).to(feature)
         table = self.out(KINDS.index(block.kind))
         low = torch.einsum("b...h,hco,pc->bo...p", feature, table[:, : basis.shape[1]], basis)
-        gain = torch.einsum("b...h,ho->bo...", feature, table[:, -1]).unsqueeze(-1)
+        gain = torch.einsum("b...h,ho->bo...", feature, table[:, self.positions]).unsqueeze(-1)
         z = standardised(block, value, self.gauge)[0].unsqueeze(1)
+        if self.invariant:
+            power = torch.einsum("b...h,ho->bo...", feature, table[:, -1]).unsqueeze(-1)
+            return low + gain * z + power * (z.abs() + _SMALL).log()
         if self.whole and block.offset is not None:
             # A change of the logarithm: what is under the root stays positive.
             return (value + block.offset).unsqueeze(1) * torch.expm1(torch.tanh(low + gain * z))
         rms = moments(value)[0]
         scale = torch.hypot(rms, torch.full_like(rms, 1e-2)).reshape(-1, *[1] * value.ndim)
         return (low + gain * z) * scale
+
+
+def _check_apart(topology: Topology) -> None:
+    """Refuse invariant answers where matrices mix the weights: no number of a single weight is invariant then.
+
+    Raises:
+        ModelError: naming the tensor and its space.
+    """
+    for number in (*topology.edges, *topology.nodes):
+        view = views_of(topology)[number]
+        if view is not None and view.turns:
+            raise ModelError(
+                f"matrices of {view.turns[0].space!r} mix the weights of {topology.blocks[number].tensor!r}: no answer "
+                "at a single one is invariant",
+                hint="use symmetry='permutation'",
+            )

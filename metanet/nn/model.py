@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -26,6 +27,10 @@ from metanet.nn.sweep import Sweep
 __all__ = ["LEVELS", "Answer", "Metanet"]
 
 LEVELS = ("graph", "node", "edge", "state")
+_MOVING = (
+    "hidden", "layers", "messages", "checkpointing", "positions", "partial", "symmetry", "gauge", "mode", "base",
+    "change",
+)  # fmt: skip
 Answer: TypeAlias = Tensor | list[dict[str, Tensor]]
 
 
@@ -64,9 +69,12 @@ class Metanet(nn.Module):
             constants of the architecture) or "balanced" (incoming norm = outgoing norm, then as "rms").
         mode: "strict"; with level "state" and symmetry "full" also "quasi" (answers are whole networks, moved by one
             element of their own group, see :class:`metanet.nn.MovedState`) and "soft" (an element per channel, which
-            leaves the orbit; the answers tell how far).
+            leaves the orbit; the answers tell how far). With level "graph" the strict readout reads the networks that
+            such layers make: the answer stays invariant with "quasi" and is not quite with "soft".
         base: of these modes: "own" (moved from where they stand) or "frame" (from their canonical form).
         change: with these modes, add a strict change before moving; without it functions stay as they are.
+        invariant: answers of level "edge" are numbers of order 1 that follow permutations only, and not changes of the
+            weights; refused where symmetry "full" has matrices.
         seed: seeds the first weights; torch's global generator is neither read nor moved.
         generator: source of the first weights instead of ``seed``.
 
@@ -108,6 +116,7 @@ class Metanet(nn.Module):
         mode: Literal["strict", "quasi", "soft"] = "strict",
         base: Literal["own", "frame"] = "own",
         change: bool = True,
+        invariant: bool = False,
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -131,7 +140,8 @@ class Metanet(nn.Module):
             raise ModelError(f"messages={messages!r}, expected one of {', '.join(MESSAGES)}")
         if not isinstance(statistics, bool) and statistics != "rich":
             raise ModelError(f"statistics={statistics!r}, expected True, False or 'rich'")
-        for name, flag in (("partial", partial), ("checkpointing", checkpointing), ("change", change)):
+        flags = {"partial": partial, "checkpointing": checkpointing, "change": change, "invariant": invariant}
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise ModelError(f"{name}={flag!r}, expected True or False")
         if symmetry not in ("permutation", "full"):
@@ -140,7 +150,10 @@ class Metanet(nn.Module):
             raise ModelError(f"gauge={gauge!r} is unknown, expected one of {', '.join(GAUGES)}")
         if symmetry == "permutation" and gauge != "rms":
             raise ModelError(f"gauge={gauge!r} with symmetry='permutation'", hint="use symmetry='full'")
-        check_mode(mode, base, change, level == "state" and symmetry == "full" and outputs == 1)
+        whole = (level == "state" and outputs == 1) or level == "graph"
+        check_mode(mode, base, change, whole and symmetry == "full")
+        if invariant and level != "edge":
+            raise ModelError(f"invariant=True with level={level!r}: only answers at weights can be changes or numbers")
         if level != "graph" and probes:
             raise ModelError(
                 f"probes={probes} with level={level!r}: probes answer per network", hint="use level='graph'"
@@ -156,7 +169,7 @@ class Metanet(nn.Module):
             "checkpointing": checkpointing, "statistics": statistics,
             "probes": probes, "responses": responses, "mixing": mixing, "positions": positions,
             "readout": readout, "partial": partial, "symmetry": symmetry, "gauge": gauge,
-            "mode": mode, "base": base, "change": change, "seed": seed,
+            "mode": mode, "base": base, "change": change, "invariant": invariant, "seed": seed,
         }  # fmt: skip
         self.outputs, self.level, self.partial = outputs, level, partial
         self.symmetry, self.gauge = symmetry, gauge
@@ -175,10 +188,15 @@ class Metanet(nn.Module):
         elif level == "node":
             self.head = NodeHead(hidden, outputs)
         elif mode == "strict":
-            self.head = EdgeHead(hidden, outputs, positions, gauge, whole=level == "state")
+            self.head = EdgeHead(hidden, outputs, positions, gauge, level == "state", invariant)
         else:
             self.head = QuasiHead(hidden, positions, gauge, mode == "soft", base, change)
-        self.reset_parameters(generator if generator is not None else make_generator(seed))
+        generator = generator if generator is not None else make_generator(seed)
+        self.mover: Metanet | None = None
+        if level == "graph" and mode != "strict":
+            moving: dict[str, Any] = {key: self.config[key] for key in _MOVING}
+            self.mover = Metanet(1, "state", **{**moving, "layers": max(layers, 1)}, generator=generator)
+        self.reset_parameters(generator)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw all weights anew."""
@@ -198,10 +216,11 @@ class Metanet(nn.Module):
 
         Makes the learned inputs of responses for these networks' inputs. Does nothing without either.
         """
+        buckets = self._read(batch)
         if self.responses is not None:
-            self.responses.prepare(self._checked(batch))
+            self.responses.prepare(GraphBatch(tuple(buckets), batch.size))
         if self.statistics is not None:
-            self.statistics.fit(batch.gather(self._told(bucket) for bucket in self._checked(batch)))
+            self.statistics.fit(batch.gather(self._told(bucket) for bucket in buckets))
 
     def forward(self, batch: GraphBatch) -> Answer:
         """The answers, in the order in which the graphs were given to ``collate``.
@@ -211,7 +230,7 @@ class Metanet(nn.Module):
         """
         if isinstance(self.head, QuasiHead):
             return list[dict[str, Tensor]](moved_states(batch, [self.move(bucket) for bucket in self._checked(batch)]))
-        answers = [self._bucket(bucket) for bucket in self._checked(batch)]
+        answers = [self._bucket(bucket) for bucket in self._read(batch)]
         if self.level == "graph":
             return batch.gather(answer for answer in answers if isinstance(answer, Tensor))
         return self._rows(batch, answers)
@@ -222,6 +241,8 @@ class Metanet(nn.Module):
         Raises:
             ModelError: in mode "strict".
         """
+        if self.mover is not None:
+            return self.mover.move(bucket)
         if not isinstance(self.head, QuasiHead):
             raise ModelError("mode='strict' moves nothing", hint="use mode='quasi' and level='state'")
         framed, frame = self._framed(bucket)
@@ -229,6 +250,13 @@ class Metanet(nn.Module):
         nodes, edges, layers = self.embedding(framed, edges=self.layers.needs_edges or self.head.change is not None)
         features = self.layers.run(structure, framed, nodes, edges, layers)
         return self.head(structure, bucket, framed, frame or Motion.identity(bucket), features)
+
+    def _read(self, batch: GraphBatch) -> list[Bucket]:
+        """The networks that are read: those of the batch, or what the mode's layers make of them."""
+        mover, checked = self.mover, self._checked(batch)
+        if mover is None:
+            return list(checked)
+        return [replace(bucket, values=mover.move(bucket).values, origin=None, cache={}) for bucket in checked]
 
     def _checked(self, batch: GraphBatch) -> GraphBatch:
         like = self.embedding.part.weight
