@@ -15,6 +15,7 @@ __all__ = [
     "GraphError",
     "MetanetError",
     "ModelError",
+    "PlanError",
     "TaskError",
     "TrainError",
     "ZooError",
@@ -107,6 +108,14 @@ class GraphError(MetanetError):
 
 class ModelError(MetanetError):
     """A metanetwork was given something that it cannot read."""
+
+
+class PlanError(MetanetError):
+    """A plan does not fit the network, or an edit of it cannot be done as it was asked for."""
+
+
+class ScoreError(MetanetError):
+    """Two networks cannot be compared: inputs or outputs do not fit, or a network does not run."""
 
 
 class TaskError(MetanetError):
