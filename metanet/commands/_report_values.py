@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 METRICS = {
     "tau": {
         "label": "Kendall's tau",
-        "explanation": "Kendall's tau: how well the order of the networks is told; 1 is the right order, 0 is chance."
+        "explanation": "Kendall's tau: how well the order of the networks is told; 1 is the right order, 0 is chance.",
     },
     "balanced_accuracy": {
         "label": "balanced accuracy",
@@ -34,7 +34,6 @@ METRICS = {
 NAMES = {
     "average": "metanetwork + gradient boosting",
     "metanet": "metanetwork",
-    "trees": "layer statistics + gradient boosting",
     "flat": "flat MLP on raw weights",
     "constant": "constant",
     "linear": "layer statistics + linear model",
@@ -43,6 +42,12 @@ NAMES = {
     "identity": "networks as they are",
     "same": "one change for all networks",
     "refit": "fitted to the wanted picture (bound)",
+}
+FEATURES = {
+    "statistics": "layer statistics",
+    "rich": "canonical statistics",
+    "responses": "canonical statistics and answers to random inputs",
+    "inverted": "canonical statistics and answers to random and made-up inputs",
 }
 KINDS = {"average": "average", "metanet": "metanetwork", "refit": "baseline"}
 
@@ -79,7 +84,7 @@ def training_values(training: Training, trained: Trained, evaluation: Evaluation
     }
     if numbers:
         values["predictions"] = {
-            "model": NAMES[evaluation.chosen.name],
+            "model": readable_name(evaluation.chosen.name, evaluation),
             "true": list(evaluation.true),
             "predicted": list(evaluation.predicted),
         }
@@ -110,13 +115,20 @@ def families(zoo: Zoo, names: Sequence[str]) -> list[str]:
     return [known[name] for name in names]
 
 
+def readable_name(name: str, evaluation: Evaluation) -> str:
+    """What people read instead of a model's name; of boosted trees also what they see."""
+    if name == "trees":
+        return f"{FEATURES[evaluation.features]} + gradient boosting"
+    return NAMES.get(name, name)
+
+
 def model_row(model: ModelScore, evaluation: Evaluation) -> dict[str, Any]:
     """One row of the table of models."""
     metric = evaluation.metric
     interval = model.intervals.get(metric)
     best = max((m for m in evaluation.models if _known(m, metric)), key=lambda m: m.values[metric], default=None)
     row = {
-        "name": NAMES.get(model.name, model.name),
+        "name": readable_name(model.name, evaluation),
         "kind": KINDS.get(model.name, "baseline"),
         "description": model.description,
         "score": model.values[metric],
@@ -144,16 +156,16 @@ def verdict(evaluation: Evaluation, groups: str = "runs") -> str:
     if chosen == "average":
         what = (
             f"The model is an average: {evaluation.share:.0%} metanetwork and {1 - evaluation.share:.0%} gradient "
-            f"boosting on layer statistics, the share chosen on validation {groups}."
+            f"boosting on {FEATURES[evaluation.features]}, the share chosen on validation {groups}."
         )
     else:
         what = "The model is the metanetwork by itself."
     if ours >= theirs:
         relation = f"Its {label} of {ours:.3f} on held-out {groups} is not below the best baseline's {theirs:.3f}"
-        relation += f" ({NAMES[best]})."
+        relation += f" ({readable_name(best, evaluation)})."
     else:
         relation = f"With a {label} of {ours:.3f} on held-out {groups} it is NOT the best: "
-        relation += f"{NAMES[best]} has {theirs:.3f}."
+        relation += f"{readable_name(best, evaluation)} has {theirs:.3f}."
     if chosen == "average" and "metanet" in scores:
         alone = scores["metanet"]
         word = "not below" if alone >= theirs else "below"

@@ -15,10 +15,16 @@ from metanet.nn import Metanet
 Level: TypeAlias = Literal["graph", "node", "edge", "state"]
 
 # These are decided by the task or the trainer, not by the model's configuration.
-_RESERVED = ("outputs", "level", "seed", "generator")
+_RESERVED = ("outputs", "level", "invariant", "seed", "generator")
 
 
-def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Generator, level: str = "graph") -> Metanet:
+def build_model(
+    options: Mapping[str, Any],
+    outputs: int,
+    generator: torch.Generator,
+    level: str = "graph",
+    invariant: bool = False,
+) -> Metanet:
     """A metanetwork with one answer per network, unit or weight.
 
     Args:
@@ -26,6 +32,7 @@ def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Gener
         outputs: Numbers per network, unit or weight.
         generator: Source of the first weights.
         level: "graph", "node", "edge" or "state".
+        invariant: Answers at weights are numbers, not changes.
 
     Raises:
         ConfigError: An unknown model or option, or one out of range.
@@ -39,7 +46,7 @@ def build_model(options: Mapping[str, Any], outputs: int, generator: torch.Gener
     if unknown:
         raise ConfigError(f"no such option: {unknown[0]!r}", hint=f"there are {', '.join(known)}", where="model")
     try:
-        return Metanet(outputs, cast(Level, level), **given, generator=generator)
+        return Metanet(outputs, cast(Level, level), **given, invariant=invariant, generator=generator)
     except ModelError as error:
         raise ConfigError(error.reason, hint=error.hint, where="model") from error
 

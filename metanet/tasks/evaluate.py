@@ -87,6 +87,7 @@ class Evaluation:
         predicted: What the trained model says of each.
         share: Share of the metanetwork in the model's average; 1 where nothing is averaged.
         seed: Seed of baselines and bootstrap.
+        features: What the boosted trees of an average see, as in `PropertyTask.features`.
     """
 
     column: str
@@ -99,6 +100,7 @@ class Evaluation:
     predicted: tuple[float | str, ...]
     share: float
     seed: int
+    features: str = "statistics"
 
     def score(self, name: str) -> ModelScore:
         """The score of one way of predicting."""
@@ -133,7 +135,9 @@ class Evaluation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        plain = {key: getattr(self, key) for key in ("column", "part", "metric", "share", "seed", "verdict")}
+        plain = {
+            key: getattr(self, key) for key in ("column", "part", "metric", "share", "seed", "features", "verdict")
+        }
         lists = {key: list(getattr(self, key)) for key in ("names", "groups", "true", "predicted")}
         return {**plain, "models": [model.to_json() for model in self.models], **lists}
 
@@ -149,7 +153,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a trained model on a part that it was not trained on, beside baselines fitted on the same training part.
 
-    Gradient boosting on the layer statistics, which the model keeps for its average, is listed without asking.
+    Gradient boosting on the task's features, which the model keeps for its average, is listed without asking.
 
     Args:
         model: The trained model, as read from its folder.
@@ -202,6 +206,7 @@ def evaluate(
         tuple(value.item() for value in predicted),
         model.share,
         seed,
+        model.features,
     )
 
 

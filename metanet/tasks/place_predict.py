@@ -72,7 +72,9 @@ class PlaceModel:
         self.transform = TargetTransform.from_json(record.get("transform") or {})
         self.coverage = Coverage.from_json(record.get("coverage") or {})
         self.validation: dict[str, Any] = record.get("validation") or {}
-        model = build_model(artefact.config.get("model") or {}, 1, torch.Generator(), self.level)
+        model = build_model(
+            artefact.config.get("model") or {}, 1, torch.Generator(), self.level, bool(record.get("invariant"))
+        )
         try:
             model.load_state_dict(artefact.tensors())
         except RuntimeError as error:

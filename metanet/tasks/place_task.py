@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metanet.errors import ConfigError, TaskError
 from metanet.graph import GraphBatch, ParameterGraph
+from metanet.nn import Metanet
 from metanet.tasks import metrics
 from metanet.tasks.batches import by_architecture, random_batches
 from metanet.tasks.build import build_model, prepare_model
@@ -77,6 +78,11 @@ class PlaceTask:
         return f"{self.target} by {self.name}"
 
     @property
+    def invariant(self) -> bool:
+        """Whether the target at a weight is a number that scalings and signs leave alone, and not a change."""
+        return self.target == "saliency"
+
+    @property
     def monitor(self) -> Monitor:
         return Monitor("val_loss", False)
 
@@ -96,7 +102,7 @@ class PlaceTask:
         return found
 
     def model(self, data: PlaceData, options: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
-        model = build_model(options, 1, generator, self.level)
+        model = build_model(options, 1, generator, self.level, self.invariant)
         prepare_model(model, data.batch.select(data.part("train").tolist()))
         return model
 
@@ -161,6 +167,7 @@ class PlaceTask:
         record = {
             "format": FORMAT,
             "level": self.level,
+            "invariant": self.invariant,
             "column": self.column,
             "transform": self.transform(data).to_json(),
             "coverage": Coverage.of(data.graphs[i].spec for i in data.part("train")).to_json(),
@@ -213,11 +220,11 @@ class EdgeTask(PlaceTask):
 def place_answers(model: nn.Module, batch: GraphBatch, graphs: Sequence[ParameterGraph]) -> list[Mapping[str, Tensor]]:
     """A model's answers at every place, of order 1.
 
-    A metanetwork answers at weights in units of the tensor, so that a change can be added to a state; what is learned
-    here has a scale of its own, so these units are taken out again.
+    A metanetwork answers changes of weights in units of the tensor, so that they can be added to a state; what is
+    learned here has a scale of its own, so these units are taken out again.
     """
     rows: list[Mapping[str, Tensor]] = model(batch)
-    if getattr(model, "level", "") != "edge":
+    if not isinstance(model, Metanet) or model.level != "edge" or model.config["invariant"]:
         return rows
     answers: list[Mapping[str, Tensor]] = []
     for graph, row in zip(graphs, rows, strict=True):
