@@ -16,6 +16,7 @@ __all__ = [
     "MetanetError",
     "ModelError",
     "PlanError",
+    "ScoreError",
     "TaskError",
     "TrainError",
     "ZooError",
