@@ -2,7 +2,8 @@
 
 The batched companion of :func:`symmetry.canonicalize`, for training: no order of units (the networks that read the
 form are permutation-equivariant), differentiable in the scales, and some hundred networks in milliseconds. The steps,
-each on what the one before has left: shifts of sines' biases, scalings, signs, matrices.
+each on what the one before has left: shifts of sines' biases, scalings, signs, matrices. All in float64, whatever the
+dtype of the networks: a frame takes differences of large logarithms, and costs little beside what reads it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def canonical(bucket: Bucket, gauge: str = "rms") -> tuple[Motion, Bucket]:
             motion, whole = canonical(source, gauge)
             like = next((value for value in bucket.values if value is not None), bucket.index)
             if rows is None:
-                kept[gauge] = motion.to(like.device, like.dtype), whole.to(like.device, like.dtype)
+                kept[gauge] = motion.to(like.device), whole.to(like.device, like.dtype)
             else:
                 kept[gauge] = motion.select(rows), whole.select(rows, bucket.index)
     return kept[gauge]
@@ -86,8 +87,20 @@ _kept: WeakKeyDictionary[Bucket, dict[str, tuple[Motion, Bucket]]] = WeakKeyDict
 
 
 def _moved(bucket: Bucket, values: tuple[Tensor | None, ...]) -> Bucket:
-    """The bucket with other values, and nothing that was remembered of the old ones."""
-    return replace(bucket, values=values, origin=None, cache={})
+    """The bucket with other values in its own dtype, and nothing that was remembered of the old ones."""
+    narrow = tuple(
+        new if new is None or old is None else _within(new, old.dtype)
+        for new, old in zip(values, bucket.values, strict=True)
+    )
+    return replace(bucket, values=narrow, origin=None, cache={})
+
+
+def _within(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype, cut where it ends."""
+    if value.dtype == dtype:
+        return value
+    most = torch.finfo(dtype).max
+    return value.clamp(-most, most).to(dtype)
 
 
 def _frame(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
@@ -100,7 +113,7 @@ def _frame(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...
 def _settle(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
     topology, spec = bucket.topology, bucket.topology.spec
     neutral = total = Motion.identity(bucket)
-    values = bucket.values
+    values = tuple(None if value is None else value.to(torch.float64) for value in bucket.values)
 
     def then(motion: Motion) -> None:
         nonlocal total, values

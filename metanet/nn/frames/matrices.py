@@ -22,12 +22,12 @@ from torch import Tensor
 from metanet.errors import ModelError
 from metanet.graph import Topology
 from metanet.nn.frames.places import Turn, View, onto, views_of
-from metanet.nn.frames.signs import STATISTICS, odd_statistics, tolerance_of
+from metanet.nn.frames.signs import STATISTICS, TOLERANCE, odd_statistics
 from symmetry import LinearFactor
 
 __all__ = ["settle_matrices", "spaces_in_order"]
 
-RANK = {torch.float64: 1e-10, torch.float32: 1e-5}
+RANK = 1e-10  # smallest singular value of a product, relative to its largest, that counts as full rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +103,20 @@ def settle_matrices(
     """
     direct = [_columns(topology, values, factor, *item) for item in side.direct]
     inverse = [_columns(topology, values, factor, *item) for item in side.inverse]
-    like = next(value for value in values if value is not None)
-    rank = RANK.get(like.dtype, 1e-5)
     if factor.kind == "orthogonal":
         left, size, _ = torch.linalg.svd(torch.cat([*direct, *inverse], dim=-1), full_matrices=False)
         matrix = left.mT
-        whole = size[..., -1] > rank * size[..., 0]
+        whole = size[..., -1] > RANK * size[..., 0]
     else:
         a, b = torch.cat(direct, dim=-1), torch.cat(inverse, dim=-1)
         first, second = (torch.linalg.qr(side.mT, mode="r").R for side in (a, b))
         left, size, _ = torch.linalg.svd(second @ first.mT)
-        whole = size[..., -1] > rank * size[..., 0]
+        whole = size[..., -1] > RANK * size[..., 0]
         root = torch.where(whole[..., None], size, torch.ones_like(size)).sqrt()
         matrix = left.mT @ second / root[..., None]
     identity = torch.eye(factor.size, dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(whole[..., None, None], matrix, identity)
-    return (matrix * _signs(topology, signs, factor, side, matrix)[..., None]).to(like.dtype)
+    return matrix * _signs(topology, signs, factor, side, matrix)[..., None]
 
 
 def _columns(
@@ -154,7 +152,6 @@ def _signs(
     Shapes:
         matrix: ``(B, *outer, n, n)``; returns ``(B, *outer, n)``.
     """
-    tolerance = tolerance_of(next(value.dtype for value in values if value is not None))
     spaces = {space.name for space in topology.spec.spaces}
     found = torch.zeros_like(matrix[..., 0])
     dual = torch.linalg.inv(matrix).mT if factor.kind == "linear" else matrix
@@ -167,6 +164,6 @@ def _signs(
             columns = value.reshape(*value.shape[: 1 + depth], -1)
             turned = ((dual if turn.inverse else matrix) @ columns).reshape(value.shape)
             statistic, size = odd_statistics(turned, names, spaces, tuple(range(depth)), which)
-            sure = (found == 0) & (statistic.abs() > tolerance * size)
+            sure = (found == 0) & (statistic.abs() > TOLERANCE * size)
             found = torch.where(sure, statistic.sign(), found)
     return torch.where(found == 0, torch.ones_like(found), found)

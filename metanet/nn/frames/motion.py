@@ -166,6 +166,8 @@ class Motion:
             moved = self._turn(turn, moved, ndim, at)
         if view.offset is not None and affine and factors:
             moved = moved + view.offset
+        if len(factors) == 2 and factors[0].ndim > 2:
+            factors = [factors[0] * factors[1]]  # together they are no larger than the weights without kernel positions
         for factor in factors:
             moved = moved * factor.unsqueeze(1)
         if view.offset is not None and affine and factors:
@@ -180,10 +182,10 @@ class Motion:
         logs: dict[tuple[int, ...], Tensor] = {}
         for place in view.scales:
             if place.factor in self.log_scales:
-                placed = onto(self.log_scales[place.factor].to(like), place.dims, ndim) * place.exponent
+                placed = onto(self.log_scales[place.factor].to(like.device), place.dims, ndim) * place.exponent
                 key = tuple(sorted(place.dims))
                 logs[key] = logs[key] + placed if key in logs else placed
-        found = _exponentials(logs)
+        found = _exponentials(logs, like.dtype)
         for key, flip in self._flips(view).items():
             sign = 1 - 2 * flip.to(like)
             found[key] = found[key] * sign if key in found else sign
@@ -316,16 +318,16 @@ class Motion:
         )
 
 
-def _exponentials(logs: dict[tuple[int, ...], Tensor]) -> dict[tuple[int, ...], Tensor]:
-    """Factors from their logarithms, added up first where one alone would leave the range of the dtype."""
+def _exponentials(logs: dict[tuple[int, ...], Tensor], dtype: torch.dtype) -> dict[tuple[int, ...], Tensor]:
+    """Factors of a dtype from their logarithms, added up first where one alone would leave its range."""
     if not logs:
         return {}
     most = max(float(value.detach().abs().amax()) if value.numel() else 0.0 for value in logs.values())
-    bound = math.log(torch.finfo(next(iter(logs.values())).dtype).max) * 0.45
+    bound = math.log(torch.finfo(dtype).max) * 0.45
     if most < bound:
-        return {key: value.exp() for key, value in logs.items()}
+        return {key: value.exp().to(dtype) for key, value in logs.items()}
     total = sum(logs.values(), start=torch.zeros_like(next(iter(logs.values()))))
-    return {tuple(sorted({dim for key in logs for dim in key})): total.clamp(-2 * bound, 2 * bound).exp()}
+    return {tuple(sorted({dim for key in logs for dim in key})): total.clamp(-2 * bound, 2 * bound).exp().to(dtype)}
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -338,5 +340,10 @@ def _product(sizes: Sequence[int]) -> int:
 def _union(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], both: Callable[[Tensor, Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Both mappings, entries of one name combined."""
-    return {**a, **b, **{name: both(a[name], b[name]) for name in a if name in b}}
+    """Both mappings, entries of one name combined, in the wider of their dtypes."""
+
+    def combined(name: str) -> Tensor:
+        wide = torch.promote_types(a[name].dtype, b[name].dtype)
+        return both(a[name].to(wide), b[name].to(wide))
+
+    return {**a, **b, **{name: combined(name) for name in a if name in b}}

@@ -6,7 +6,7 @@ stands at variance 1 and gain 1. What has no incoming entry waits until its outg
 determines keeps its scale. Scalings keep zeros, so which entries count is the same on the whole orbit, and the result
 is equivariant: ``x(g theta) = x(theta) - x_g`` up to scalings that change nothing.
 
-All norms are taken in logarithms with the largest entry divided out: weights of 1e-15 are as good as any.
+All norms are sums of exponentials of logarithms, in float64: weights of 1e-15 are as good as any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from symmetry.frames.scales import canonical_scales
 __all__ = ["Scales", "settle_scales"]
 
 ROUNDS = 8  # of balancing; any number is equivariant, more are nearer to equal norms
-_NOTHING = -1e30
+_NOTHING = -1e30  # stands for the logarithm of 0, and has finite gradients
+_LARGEST = 300.0  # logarithm of a square that balancing starts from, so that products stay in range
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Scales:
         like = next(value for value in values if value is not None)
         self.size = len(like)
         self.blocks = {
-            number: (view, value.reshape(self.size, *view.sizes))
+            number: (view, _log_squares(view, value))
             for number, (value, view) in enumerate(zip(values, self.views, strict=True))
             if value is not None and view is not None and view.scales
         }
@@ -144,7 +145,6 @@ class Scales:
             name: torch.zeros(shape, dtype=torch.bool, device=like.device) for name, shape in shapes.items()
         }
         self.complete: set[str] = set()
-        self.peaks: dict[int, Tensor] = {}
 
     def sweep(self) -> None:
         """Settle all that can be settled."""
@@ -180,42 +180,19 @@ class Scales:
             returns ``(B, *array shape)`` twice.
         """
         parts = [self._norm(number, place) for number, place in group.places]
-        if len(parts) == 1:
-            norm = parts[0]
-        else:
-            norm = torch.logsumexp(2 * torch.stack(parts), dim=0) / 2
-        return norm, norm > _NOTHING / 2
+        norm = parts[0] if len(parts) == 1 else torch.logsumexp(2 * torch.stack(parts), dim=0) / 2
+        return norm, norm > _NOTHING / 10
 
     def _norm(self, number: int, place: Place) -> Tensor:
-        view, value = self.blocks[number]
+        view, logs = self.blocks[number]
         ndim = len(view.sizes)
-        if view.offset is not None:
-            value = value + view.offset
-        if number not in self.peaks:
-            peak = value.detach().abs().flatten(1).amax(1)
-            self.peaks[number] = torch.where(peak > 0, peak, torch.ones_like(peak))
-        peak = self.peaks[number].reshape(-1, *[1] * ndim)
-        logs, mask = None, None
         for other in view.scales:
             if other is not place:
-                log = onto(self.logs[other.factor], other.dims, ndim) * other.exponent
-                logs = log if logs is None else logs + log
+                logs = logs + 2 * other.exponent * onto(self.logs[other.factor], other.dims, ndim)
                 if other.factor not in self.complete:
-                    here = onto(self.settled[other.factor], other.dims, ndim)
-                    mask = here if mask is None else mask & here
-        if logs is None:
-            value, taken = value / peak, peak.log()
-        else:
-            most = logs.detach().reshape(len(logs), -1).amax(1).reshape(peak.shape)
-            factor = (logs - most).exp() / peak
-            value = value * (factor if mask is None else factor * mask)
-            taken = most + peak.log()
-        rest = [1 + dim for dim in range(ndim) if dim not in place.dims]
-        norm = torch.linalg.vector_norm(value, dim=rest, keepdim=True) if rest else value.abs()
-        tiny = torch.finfo(norm.dtype).tiny
-        found = torch.where(norm > 0, norm.clamp_min(tiny).log() + taken, norm.new_full((), _NOTHING))
-        kept = found.permute(0, *(1 + dim for dim in place.dims), *rest)
-        return kept.reshape(kept.shape[: 1 + len(place.dims)])
+                    logs = torch.where(onto(self.settled[other.factor], other.dims, ndim), logs, 2 * _NOTHING)
+        rest = _rest(view, place)
+        return _in_front(place.dims, (torch.logsumexp(logs, rest, keepdim=True) if rest else logs) / 2)
 
     def stuck(self) -> Tensor:
         """Networks with an open unit that some entry could still settle together with other open units: ``(B,)``."""
@@ -223,37 +200,94 @@ class Scales:
         for name in self.plan.order:
             if name in self.complete:
                 continue
-            for view, value in self.blocks.values():
+            for view, logs in self.blocks.values():
                 for place in view.scales:
                     if place.factor == name:
-                        rest = [1 + dim for dim in range(len(value.shape) - 1) if dim not in place.dims]
-                        alive = (value != 0).sum(rest, keepdim=True) > 0 if rest else value != 0
-                        free = alive & ~onto(self.settled[name], place.dims, len(value.shape) - 1)
+                        alive = _sum((logs > _NOTHING).double(), view, place) > 0
+                        free = alive & ~_in_front(place.dims, onto(self.settled[name], place.dims, len(view.sizes)))
                         found = found | free.flatten(1).any(1)
         return found
 
     def balance(self) -> None:
-        """Rounds that make incoming and outgoing norms equal, where a unit has both."""
+        """Rounds that make incoming and outgoing norms equal, where a unit has both.
+
+        From where the gauge now stands, squares are of order 1: the rounds multiply instead of adding logarithms.
+        """
         pairs = [pair for pair in self.plan.pairs if self._sides(pair)]
+        names = {name for pair in pairs for name in pair}
+        squares = {
+            number: self._squares(view, logs)
+            for number, (view, logs) in self.blocks.items()
+            if any(place.factor in names for place in view.scales)
+        }
+        moves = {name: torch.zeros_like(self.logs[name]) for name in names}
         for _ in range(ROUNDS if pairs else 0):
             for pair in pairs:
-                into, out = (self._side(pair, which) for which in (True, False))
-                move = torch.where((into > _NOTHING / 2) & (out > _NOTHING / 2), (out - into) / 2, 0.0)
+                into, out = (self._side(pair, which, squares, moves) for which in (True, False))
+                move = torch.where((into > 0) & (out > 0), (_log(out) - _log(into)) / 4, 0.0)
                 for name in pair:
-                    self.logs[name] = self.logs[name] + move
+                    moves[name] = moves[name] + move
+        for name, move in moves.items():
+            self.logs[name] = self.logs[name] + move
+
+    def _squares(self, view: View, logs: Tensor) -> Tensor:
+        for place in view.scales:
+            logs = logs + 2 * place.exponent * onto(self.logs[place.factor], place.dims, len(view.sizes))
+        return logs.clamp(max=_LARGEST).exp()
 
     def _sides(self, pair: tuple[str, ...]) -> bool:
         shapes = {self.logs[name].shape for name in pair}
         groups = [group for name in pair for which in (2, 3) for group in self.plan.groups[name][which]]
         return len(shapes) == 1 and {group.exponent for group in groups} == {1.0, -1.0}
 
-    def _side(self, pair: tuple[str, ...], into: bool) -> Tensor:
-        """Logarithm of the norm of all that comes in, or of all that goes out, where the gauge now stands."""
-        parts = []
+    def _side(self, pair: tuple[str, ...], into: bool, squares: dict[int, Tensor], moves: dict[str, Tensor]) -> Tensor:
+        """Sum of the squares of all that comes in, or of all that goes out, after the moves."""
+        total = torch.zeros_like(moves[pair[0]])
         for name in pair:
             for group in self.plan.groups[name][2 if into else 3]:
-                parts.append(self.log_norm(group)[0] + group.exponent * self.logs[name])
-        return torch.logsumexp(2 * torch.stack(parts), dim=0) / 2
+                for number, place in group.places:
+                    view = self.blocks[number][0]
+                    value = squares[number]
+                    for other in view.scales:
+                        if other is not place and other.factor in moves:
+                            power = 2 * other.exponent * moves[other.factor]
+                            value = value * onto(power.exp(), other.dims, len(view.sizes))
+                    mine = (2 * group.exponent * moves[name]).exp()
+                    total = total + mine * _sum(value, view, place)
+        return total
+
+
+def _log_squares(view: View, value: Tensor) -> Tensor:
+    """Logarithms of squares, summed over the dimensions that no scale runs along (size 1 is left of them)."""
+    wide = value.reshape(len(value), *view.sizes)
+    if view.offset is not None:
+        wide = wide + view.offset
+    used = {dim for place in view.scales for dim in place.dims}
+    rest = [1 + dim for dim in range(len(view.sizes)) if dim not in used]
+    square = wide.square().sum(rest, keepdim=True) if rest else wide.square()
+    return torch.where(square > 0, _log(square), 2 * _NOTHING)
+
+
+def _log(square: Tensor) -> Tensor:
+    return square.clamp_min(torch.finfo(square.dtype).tiny).log()
+
+
+def _rest(view: View, place: Place) -> list[int]:
+    """The dimensions of a viewed block that a place does not run along; none: that of nothing."""
+    return [1 + dim for dim in range(len(view.sizes)) if dim not in place.dims]
+
+
+def _sum(value: Tensor, view: View, place: Place) -> Tensor:
+    """Sums over the dimensions that a place does not run along."""
+    rest = _rest(view, place)
+    return _in_front(place.dims, value.sum(rest, keepdim=True) if rest else value)
+
+
+def _in_front(dims: tuple[int, ...], reduced: Tensor) -> Tensor:
+    """The dimensions of a place in its own order, without the others (of size 1)."""
+    rest = [1 + dim for dim in range(reduced.ndim - 1) if dim not in dims]
+    kept = reduced.permute(0, *(1 + dim for dim in dims), *rest)
+    return kept.reshape(kept.shape[: 1 + len(dims)])
 
 
 def settle_scales(topology: Topology, values: Sequence[Tensor | None], balanced: bool) -> dict[str, Tensor]:

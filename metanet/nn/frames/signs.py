@@ -9,7 +9,7 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -17,14 +17,10 @@ from torch import Tensor
 from metanet.graph import Topology
 from metanet.nn.frames.places import Place, View, onto, views_of
 
-__all__ = ["Signs", "odd_statistics", "settle_shifts", "tolerance_of"]
+__all__ = ["STATISTICS", "TOLERANCE", "Signs", "odd_statistics", "settle_shifts"]
 
 STATISTICS = 5
-
-
-def tolerance_of(dtype: torch.dtype) -> float:
-    """Odd statistics smaller than this, relative to the same sum of magnitudes, count as zero."""
-    return 1e-8 if dtype == torch.float64 else 1e-4
+TOLERANCE = 1e-6  # relative to the same sum of magnitudes: what is smaller counts as zero, also in rounded float32
 
 
 def settle_shifts(topology: Topology, values: Sequence[Tensor | None]) -> dict[str, Tensor]:
@@ -88,10 +84,13 @@ def odd_statistics(
         value = value**3
     elif which == 4 and dims:
         value = value * value.square().mean([1 + dim for dim in dims], keepdim=True)
-    for dim in rest:
-        if names[dim] not in spaces and value.shape[1 + dim] > 1:
-            numbers = _generic(value.shape[1 + dim], int(which == 1) + 2 * dim).to(value)
-            value = value * numbers.reshape(-1, *[1] * (ndim - 1 - dim))
+    numbers = [
+        _generic(value.shape[1 + dim], int(which == 1) + 2 * dim).to(value).reshape(-1, *[1] * (ndim - 1 - dim))
+        for dim in rest
+        if names[dim] not in spaces and value.shape[1 + dim] > 1
+    ]
+    if numbers:
+        value = value * reduce(torch.mul, numbers)
     order = (0, *(1 + dim for dim in dims), *(1 + dim for dim in rest))
     flat = value.permute(order).reshape(len(value), *(value.shape[1 + dim] for dim in dims), -1)
     return flat.sum(-1), flat.abs().sum(-1)
@@ -168,11 +167,10 @@ class Signs:
 
     def _try(self, name: str, view: View, block: Tensor, place: Place) -> bool:
         value = self.turned(view, block, place)
-        tolerance = tolerance_of(block.dtype)
         progress = False
         for which in range(STATISTICS):
             statistic, size = odd_statistics(value, view.names, self.spaces, place.dims, which)
-            free = (self.signs[name] == 0) & (statistic.abs() > tolerance * size)
+            free = (self.signs[name] == 0) & (statistic.abs() > TOLERANCE * size)
             if bool(free.any()):
                 progress = True
                 self.signs[name] = torch.where(free, statistic.sign(), self.signs[name])
@@ -189,10 +187,10 @@ class Signs:
         Shapes:
             value: ``(B, *sizes)``; returns the same.
         """
-        for other in view.signs:
-            if other is not but:
-                value = value * onto(self.signs[other.factor], other.dims, len(view.sizes))
-        return value
+        signs = [
+            onto(self.signs[other.factor], other.dims, len(view.sizes)) for other in view.signs if other is not but
+        ]
+        return value * reduce(torch.mul, signs) if signs else value
 
     def flips(self) -> dict[str, Tensor]:
         """The flips of every factor; open signs do not flip."""
