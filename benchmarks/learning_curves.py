@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from property import COLUMN, QUICK_ZOO, SEEDS, machine, methods, zoo_of
+from property_ways import COLUMN, QUICK_ZOO, SEEDS, machine, methods, zoo_of
 from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items

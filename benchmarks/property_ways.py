@@ -1,0 +1,136 @@
+"""Which zoos, splits and variants do the benchmarks of property prediction share? See property.py."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nfn_runner import nfn_scores
+
+from metanet.commands._compose import compose
+from metanet.datasets import Zoo, build_zoo
+from metanet.graph import ParameterGraph
+from metanet.tasks import (
+    FlatMethod,
+    MetanetMethod,
+    PropertyData,
+    PropertyItem,
+    PropertyTask,
+    Result,
+    TreesMethod,
+    property_data,
+    split_by_group,
+)
+from metanet.train import TrainerSettings
+
+SEEDS = (0, 1, 2)
+COLUMN = "test_accuracy"
+TREES = ("statistics", "rich", "responses", "inverted")
+NFN_EPOCHS, NFN_RATES = 30, (1e-3, 3e-3)
+QUICK_ZOO = ("zoo.runs=64", "zoo.architectures=4")
+MOVED = 48  # test networks that are moved along their orbits
+STRICT = {
+    "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 64,
+    "readout": 64,
+}  # fmt: skip
+MOVING = {**STRICT, "hidden": 8}
+PROBING = {"layers": 0, "hidden": 16, "statistics": False, "responses": 64, "readout": 64}
+
+
+def zoo_of(case: str, folder: Path, overrides: Sequence[str], threads: int | None) -> Zoo:
+    """The zoo of a case, built if it is not there."""
+    if not (folder / "manifest.json").exists():
+        build_zoo(compose("train", [f"zoo={case}", *overrides])["zoo"], folder, progress=False, threads=threads)
+    return Zoo.open(folder)
+
+
+def data_of(
+    items: Sequence[PropertyItem], seed: int, column: str = COLUMN
+) -> tuple[PropertyData, np.ndarray, np.ndarray]:
+    """The data of one seed; behind the networks stand copies of test networks, moved along their orbits.
+
+    Returns:
+        The data, the places of the test networks that were moved, and those of their copies.
+    """
+    plain = property_data(items, column)
+    if seed:
+        shares = {part: float(np.mean(plain.split == part)) for part in ("train", "val", "test")}
+        shares["train"] = 1 - shares["val"] - shares["test"]
+        draws = np.random.default_rng(np.random.SeedSequence([seed, 0x5917]))
+        plain = plain.with_split(split_by_group(plain.groups, draws, shares))
+    test = plain.part("test")
+    chosen = test[np.linspace(0, len(test) - 1, min(MOVED, len(test))).astype(int)]
+    generator = torch.Generator().manual_seed(seed)
+    kept = [
+        PropertyItem(graph, target.item(), str(group), str(part), name)
+        for graph, target, group, part, name in zip(
+            plain.graphs, plain.targets, plain.groups, plain.split, plain.names, strict=True
+        )
+    ]
+    copies = [replace(kept[i], graph=moved(kept[i].graph, generator), name=f"{kept[i].name}, moved") for i in chosen]
+    data = property_data([*kept, *copies], column)
+    return data, chosen, np.arange(len(kept), len(data))
+
+
+def moved(graph: ParameterGraph, generator: torch.Generator) -> ParameterGraph:
+    """The same function elsewhere on its orbit, by a random element of the whole group."""
+    element = graph.spec.sample(generator)
+    state = {name: value.double() if value.is_floating_point() else value for name, value in graph.state().items()}
+    there = graph.spec.act(element, state)
+    rounded = {name: value.to(graph.state()[name].dtype) for name, value in there.items()}
+    return ParameterGraph.build(graph.spec, rounded, graph.program)
+
+
+def nfn_result(
+    task: PropertyTask, data: PropertyData, seed: int, python: Path, epochs: int, rates: Sequence[float]
+) -> Result:
+    """`nfn` on the stacked weights; of several learning rates the best on the validation part."""
+    layers: list[tuple[list[Any], list[Any]]] = []
+    for graph in data.graphs:
+        state = graph.state()
+        weights = [name for name in state if name.endswith(".weight")]
+        layers.append(
+            ([state[w].numpy() for w in weights], [state[w[: -len("weight")] + "bias"].numpy() for w in weights])
+        )
+    stacked = [np.stack(column) for column in zip(*(pair[0] for pair in layers), strict=True)]
+    biases = [np.stack(column) for column in zip(*(pair[1] for pair in layers), strict=True)]
+    labels = task.encoding(data).encode(data.targets)
+    tried = [
+        nfn_scores(python, stacked, biases, labels, data.split, epochs=epochs, seed=seed, rate=rate) for rate in rates
+    ]
+    scores, told = min(tried, key=lambda pair: pair[1]["val_loss"])
+    told.pop("history")
+    return Result("nfn", scores.astype(float), told["train_s"], (), told)
+
+
+def methods(
+    quick: bool, nfn_python: Path | None = None, nfn_rates: Sequence[float] = NFN_RATES
+) -> dict[str, Callable[[PropertyTask, PropertyData, int], Result]]:
+    """How each variant but the ensemble is fitted."""
+    settings = TrainerSettings(
+        epochs=8 if quick else 40, learning_rate=3e-3, weight_decay=0.1, average=0.95, patience=0, progress=False
+    )
+    trees = {name: TreesMethod(name=name, features=name).run for name in TREES}
+    found: dict[str, Callable[[PropertyTask, PropertyData, int], Result]] = {
+        "strict": MetanetMethod(STRICT, settings, name="strict").run,
+        **{mode: MetanetMethod({**MOVING, "mode": mode}, settings, name=mode).run for mode in ("quasi", "soft")},
+        "flat": FlatMethod().run,
+        **trees,
+        "probing": MetanetMethod(PROBING, settings, name="probing").run,
+    }
+    if nfn_python is not None:
+        epochs = 5 if quick else NFN_EPOCHS
+        found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, epochs, nfn_rates)
+    return found
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s); {versions}"
