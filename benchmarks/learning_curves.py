@@ -2,7 +2,8 @@
 
 Part `size`: the training runs of a zoo are cut to 50, 100, 200, ... networks (whole runs, nested); validation and test
 stay as they are. Part `width`: trained on networks whose widest hidden space has at most 32 units, tested on 48 and
-more (zoos that have such networks: `mixed`). Variants as in property.py: strict, ensemble, responses, inverted, flat.
+more (zoos that have such networks: `mixed`). Variants as in property.py: strict, statistics, responses, inverted, flat,
+and `ensemble`, the average of strict and inverted.
 
     python benchmarks/learning_curves.py [--quick] [--json FILE] [--cases mnist_cnn mixed] [--zoos FOLDER]
 
@@ -26,10 +27,10 @@ from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items
 from metanet.io import read_json, write_json_atomic
-from metanet.tasks import PropertyData, PropertyItem, PropertyTask, average, property_data, split_by_group
+from metanet.tasks import PropertyData, PropertyItem, PropertyTask, Result, average, property_data, split_by_group
 
 SIZES = (50, 100, 200, 400)
-VARIANTS = ("strict", "responses", "inverted", "flat")
+VARIANTS = ("strict", "statistics", "inverted", "flat", "responses")
 NARROW, WIDE = 32, 48
 METRICS = ("kendall_tau", "r2")
 
@@ -58,18 +59,30 @@ def by_width(data: PropertyData) -> PropertyData | None:
     return data.subset(kept).with_split(split[kept])
 
 
-def measure(data: PropertyData, seed: int, names: Sequence[str], quick: bool) -> dict[str, dict[str, float]]:
-    """All variants and the ensemble on one training part."""
+def measure(
+    data: PropertyData, seed: int, names: Sequence[str], quick: bool, folder: Path, point: str
+) -> dict[str, dict[str, float]]:
+    """All variants and the ensemble on one training part; whatever is finished in the folder is used."""
     task = PropertyTask(COLUMN, batch=32, chunk=16, jitter=0.0)
-    fits = methods(quick, None)
-    results = {name: fits[name](task, data, seed) for name in names}
-    if "strict" in results and "inverted" in results:
-        results["ensemble"] = average(task, data, results["strict"], results["inverted"], "ensemble")
-    test = data.part("test")
-    found = {}
-    for name, result in results.items():
-        value = task.measure(data, test, result.scores[test])
-        found[name] = {"kendall_tau": value["tau"], "r2": value["r2"], "networks": float(len(data.part("train")))}
+    fits, test = methods(quick), data.part("test")
+    results: dict[str, Result] = {}
+    found: dict[str, dict[str, float]] = {}
+    together = ("strict", "inverted")
+    for name in (*names, *(["ensemble"] if set(together) <= set(names) else [])):
+        done, kept = folder / f"{seed}-{point}-{name}.json", folder / f"{seed}-{point}-{name}.npz"
+        if not done.exists():
+            if name == "ensemble":
+                result = average(task, data, results["strict"], results["inverted"], "ensemble")
+            else:
+                result = fits[name](task, data, seed)
+            value = task.measure(data, test, result.scores[test])
+            np.savez(kept, scores=result.scores)
+            told = {"kendall_tau": value["tau"], "r2": value["r2"], "networks": len(data.part("train"))}
+            write_json_atomic(done, told)
+            print(f"{folder.name} seed {seed} {point} {name}: {told}", file=sys.stderr, flush=True)
+        found[name] = dict(read_json(done))
+        with np.load(kept) as stored:
+            results[name] = Result(name, stored["scores"], 0.0)
     return found
 
 
@@ -99,6 +112,7 @@ def main() -> None:
     parser.add_argument("--zoos", type=Path, help="where the zoos lie (FOLDER/zoos); missing ones are built there")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-curves"), help="where results are kept")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--points", nargs="+", help="only these: 50, 100, 200, 400, all, wider")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", metavar="N", type=int, help="processor cores that zoos are built with (all)")
     arguments = parser.parse_args()
@@ -124,6 +138,7 @@ def main() -> None:
             draws = np.random.default_rng(np.random.SeedSequence([seed, 0x5917]))
             data = data.with_split(split_by_group(data.groups, draws, shares))
         whole = len(data.part("train"))
+        _ = data.batch  # collated once: all cuts share what is computed of a network alone
         points = {str(size): cut(data, size, seed) for size in ((50,) if quick else SIZES) if size < 0.9 * whole}
         points["all"] = data
         wider = by_width(data)
@@ -132,13 +147,11 @@ def main() -> None:
         else:
             points["wider"] = wider
         for point, part in points.items():
-            done = folder / f"{seed}-{point}.json"
-            if not done.exists():
-                write_json_atomic(done, measure(part, seed, names, quick))
-            for variant, value in read_json(done).items():
+            if arguments.points and point not in arguments.points:
+                continue
+            for variant, value in measure(part, seed, names, quick, folder, point).items():
                 row = {"benchmark": "learning_curves", "case": case, "variant": variant, "seed": seed, "point": point}
                 rows += [{**row, "metric": metric, "value": value[metric]} for metric in METRICS]
-                print(f"{case} seed {seed} {point} {variant}: {value}", file=sys.stderr, flush=True)
     print(machine())
     print(table(rows))
     if arguments.json:

@@ -2,7 +2,8 @@
 
 Cases: `unit removal` (how far the answers move when a unit is silenced), `unit loss` (by how much the cross-entropy
 rises then), `edge saliency` (log10 of |w dL/dw|) and `edge change` (how far the weight moves until the end of its
-training). Truth is measured on 64 images of the zoo's test set; no method sees an image.
+training). Truth is measured on 64 images of the zoo's test set; no method sees an image. Units: the last snapshot of
+every run; weights: all snapshots.
 
     metanet     metanetwork with features that travel through the weights, one answer per place (configs/model/places)
     norm        line from the unit's incoming times outgoing norm (units), from the weight's size (saliency) or from the
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from metanet.commands._compose import compose
 from metanet.commands._place_items import place_items
-from metanet.commands._zoo_data import zoo_items
+from metanet.commands._zoo_data import network_name, zoo_items
 from metanet.datasets import Zoo
 from metanet.graph import ParameterGraph
 from metanet.io import read_json, write_json_atomic
@@ -63,6 +64,12 @@ METRICS = ("kendall_tau", "r2", "train_s", "train_networks_per_s")
 EXAMPLES = 64
 GROWN = BoostingOptions(trees=150, rate=0.08, depth=5, subsample=0.5, features=0.5, leaf=20)
 MOST = 40_000  # places that trees are grown on
+
+
+def last_of(zoo: Zoo) -> list[str]:
+    """The names of the last snapshots of all runs."""
+    found = {record["run"]: record for record in sorted(zoo.index, key=lambda record: int(record["step"]))}
+    return [network_name(record) for record in found.values()]
 
 
 def effects(task: PlaceTask, graph: ParameterGraph) -> Mapping[str, Tensor]:
@@ -96,7 +103,7 @@ def measured(zoo: Zoo, task: PlaceTask, graphs: Mapping[str, ParameterGraph], pl
     """What is true of the places of every network, and what the baselines read; measured once, kept in a file."""
     if not place.exists():
         kept: dict[str, Tensor] = {}
-        for item in place_items(zoo, task):
+        for item in place_items(zoo, task, graphs):
             told = {"true": item.targets, "simple": item.simple, "smooth": effects(task, graphs[item.name])}
             for kind, values in told.items():
                 kept |= {f"{item.name}/{kind}/{name}": value.contiguous() for name, value in values.items()}
@@ -247,7 +254,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in cases:
         task = task_of(case)
-        told = measured(zoo, task, graphs, folder / f"{task.name}-{task.target}.safetensors")
+        # Silencing every unit takes a run for each: one network of every training run must do.
+        chosen = {name: graphs[name] for name in (last_of(zoo) if task.name == "unit" else graphs) if name in graphs}
+        told = measured(zoo, task, chosen, folder / f"{task.name}-{task.target}.safetensors")
         items = [
             PlaceItem(item.graph, told[item.name]["true"], told[item.name]["simple"], item.group, item.part, item.name)
             for item in networks

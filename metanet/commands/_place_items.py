@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from metanet.tasks import PlaceItem, PlaceTask
 
 
-def place_items(zoo: Zoo, task: PlaceTask) -> Iterator[PlaceItem]:
+def place_items(zoo: Zoo, task: PlaceTask, names: Collection[str] | None = None) -> Iterator[PlaceItem]:
     """The networks of a zoo with what the task's target is at each of their units or weights, in the zoo's own split.
 
     With `target=change` the last snapshot of a run has no later one, and is left out.
+
+    Args:
+        zoo: The zoo.
+        task: What is measured.
+        names: Only these networks; None takes all.
 
     Raises:
         ConfigError: The task needs images or labels that the zoo does not have.
@@ -37,6 +42,8 @@ def place_items(zoo: Zoo, task: PlaceTask) -> Iterator[PlaceItem]:
     groups = lineage(zoo)
     for number, (record, entry) in enumerate(zip(zoo.index, zoo, strict=True)):
         if task.target == "change" and last[record["run"]] == number:
+            continue
+        if names is not None and network_name(record) not in names:
             continue
         if record["architecture"] not in runs:
             runs[record["architecture"]] = _runner(entry.architecture, inputs)
