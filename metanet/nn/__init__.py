@@ -4,6 +4,7 @@ from metanet.nn.layer import MessageLayer
 from metanet.nn.model import LEVELS, Metanet
 from metanet.nn.quasi import GaugeHead, Moved
 from metanet.nn.quasi_check import OrbitCheck, check_orbit, orbit_distance
+from metanet.nn.quasi_refine import GaugeDescent, GaugeSearch
 from metanet.nn.quasi_state import MovedState
 from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, rich_statistics
@@ -14,7 +15,9 @@ __all__ = [
     "LEVELS",
     "RICH",
     "STATISTICS",
+    "GaugeDescent",
     "GaugeHead",
+    "GaugeSearch",
     "MessageLayer",
     "Metanet",
     "Moved",
