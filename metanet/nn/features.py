@@ -17,6 +17,7 @@ from metanet.errors import ModelError
 from metanet.graph import KINDS, Block, Bucket
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
+from metanet.nn.frames import excess
 from metanet.nn.structure import GROUP_FEATURES, LAYER_FEATURES, PART_FEATURES, structure_of
 
 __all__ = ["Embedding", "check_bucket", "coefficients", "moments", "standardised"]
@@ -24,6 +25,7 @@ __all__ = ["Embedding", "check_bucket", "coefficients", "moments", "standardised
 MOMENTS = 5
 _FLOOR = 1e-12
 _LOGARITHM = 1e-3  # logarithms have a size of their own; in the canonical gauge those of variances are 0
+_LOG = 3.0  # logarithms of sizes are divided by it
 _LARGEST = 1e6  # of a feature, where a constant alone brings weights to order 1
 _GRAPHS, _TENSORS = 3, 8  # so many are listed by name when weights are not finite
 
@@ -91,7 +93,7 @@ def moments(value: Tensor, floor: float = _FLOOR) -> tuple[Tensor, Tensor]:
     relative = unit.square().mean(1, keepdim=True).clamp(min=(floor / peak).square()).sqrt()
     rms = (relative * peak).squeeze(1)
     z = unit / relative
-    log = (rms + 1e-6).log() / 3
+    log = (rms + 1e-6).log() / _LOG
     square = z.square()
     kurtosis = (square.square().mean(1) + 1e-3).log() / 2
     told = torch.stack([log, z.mean(1), z.abs().mean(1), (square * z).mean(1) / 3, kurtosis], dim=1)
@@ -162,7 +164,10 @@ class Embedding(nn.Module):
 
         def make(source: Bucket, which: int) -> Tensor:
             z, told = standardised(block, source.value(number), self.gauge)
-            return (coefficients(block, z, self.positions), told)[which]
+            if which == 0:
+                return coefficients(block, z, self.positions)
+            log = excess(source)[:, number, None].to(told)
+            return torch.cat([told[:, :1] + log / _LOG, told[:, 1:]], dim=1)
 
         if value.requires_grad:
             return make(bucket, 0), make(bucket, 1)

@@ -11,7 +11,7 @@ from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
 from metanet.nn.features import moments, standardised
-from metanet.nn.frames import Motion
+from metanet.nn.frames import Motion, excess
 from metanet.nn.frames.places import gains_of, views_of
 from metanet.nn.structure import Structure
 
@@ -167,7 +167,8 @@ class EdgeHead(nn.Module):
             for number in gains_of(topology):  # matrices act through them, so a change of theirs has no linear part
                 change = changes[number]
                 changes[number] = None if change is None else torch.zeros_like(change)
-            changes = list(back.carry(changes, bucket.values))
+            carried = back.carry(_whole(bucket, changes), bucket.values)
+            changes = [None if change is None else change.to(y.dtype) for change in carried]
         answers: dict[str, Tensor] = {}
         for block, values in zip(topology.blocks, changes, strict=True):
             if values is None:
@@ -214,6 +215,17 @@ class EdgeHead(nn.Module):
         rms = moments(value)[0]
         scale = torch.hypot(rms, torch.full_like(rms, 1e-2)).reshape(-1, *[1] * value.ndim)
         return (low + gain * z) * scale
+
+
+def _whole(bucket: Bucket, changes: list[Tensor | None]) -> list[Tensor | None]:
+    """Changes in the units of the canonical form itself, where that left the range of its dtype."""
+    logs = excess(bucket)
+    if not bool(logs.any()):
+        return changes
+    return [
+        None if change is None else change.double() * log.exp().reshape(-1, *[1] * (change.ndim - 1))
+        for change, log in zip(changes, logs.unbind(1), strict=True)
+    ]
 
 
 def _check_apart(topology: Topology) -> None:

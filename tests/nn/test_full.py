@@ -11,7 +11,7 @@ from torch import Tensor
 from metanet.errors import ModelError
 from metanet.graph import GraphBatch, ParameterGraph, collate
 from metanet.nn import Metanet
-from metanet.nn.frames import Motion, frame_of
+from metanet.nn.frames import Motion, canonical, excess, frame_of
 from metanet.nn.frames.scales import Scales
 from symmetry import GroupElement, SymmetrySpec
 from symmetry.testing import equivariance_error
@@ -242,7 +242,8 @@ def test_where_every_odd_statistic_vanishes_the_sign_is_not_unique():
 
 
 @pytest.mark.parametrize(
-    ("name", "scale"), [("mlp relu", 1e-15), ("batch norm", 1e-15), ("transformer", 1e-15), ("mlp relu", 1e12)]
+    ("name", "scale"),
+    [("mlp relu", 1e-15), ("batch norm", 1e-15), ("transformer", 1e-15), ("mlp relu", 1e12), ("batch norm", 1e12)],
 )
 def test_weights_of_any_size(name, scale):
     one = case(name)
@@ -252,6 +253,23 @@ def test_weights_of_any_size(name, scale):
     ]
     for dtype in (torch.float32, torch.float64):
         check_gradients(one.spec, states, dtype)
+
+
+def test_a_canonical_form_beyond_float32_loses_nothing():
+    """Two batch norms times 1e12: behind them stands a weight of 1e47, of which float32 keeps ratios and size apart."""
+    one = case("batch norm")
+    states = [{key: value * 1e12 if value.is_floating_point() else value for key, value in one.state(0).items()}]
+    wide, narrow = batch_of(one.spec, states), batch_of(one.spec, states, torch.float32)
+    framed = canonical(narrow.buckets[0])[1]
+    assert float(excess(framed).amax()) > 40
+    assert not bool(excess(canonical(wide.buckets[0])[1]).any())
+    expected, found = make("state")(wide)[0], make("state", torch.float32)(narrow)[0]
+    other = make("state")(batch_of(one.spec, [one.state(1)]))[0]
+    for name, value in expected.items():
+        if value.is_floating_point():
+            size = value.abs().max()
+            assert (found[name] - value).abs().max() < 1e-4 * size, name
+            assert (other[name] - value).abs().max() > 1e-2 * size
 
 
 def check_gradients(spec: SymmetrySpec, states: list[State], dtype: torch.dtype = torch.float64) -> None:

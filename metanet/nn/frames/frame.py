@@ -24,9 +24,10 @@ from metanet.nn.frames.places import views_of
 from metanet.nn.frames.scales import settle_scales
 from metanet.nn.frames.signs import Signs, settle_shifts
 
-__all__ = ["GAUGES", "canonical", "check_frame", "frame_of"]
+__all__ = ["GAUGES", "canonical", "check_frame", "excess", "frame_of"]
 
 GAUGES = ("rms", "unit", "balanced")
+_EXCESS = "excess of the canonical form"
 
 
 def frame_of(bucket: Bucket, gauge: str = "rms") -> Motion:
@@ -88,19 +89,44 @@ _kept: WeakKeyDictionary[Bucket, dict[str, tuple[Motion, Bucket]]] = WeakKeyDict
 
 def _moved(bucket: Bucket, values: tuple[Tensor | None, ...]) -> Bucket:
     """The bucket with other values in its own dtype, and nothing that was remembered of the old ones."""
-    narrow = tuple(
-        new if new is None or old is None else _within(new, old.dtype)
-        for new, old in zip(values, bucket.values, strict=True)
-    )
-    return replace(bucket, values=narrow, origin=None, cache={})
+    narrow: list[Tensor | None] = []
+    logs = torch.zeros(len(bucket), len(values), dtype=torch.float64, device=bucket.index.device)
+    for number, (new, old) in enumerate(zip(values, bucket.values, strict=True)):
+        if new is None or old is None:
+            narrow.append(None)
+            continue
+        value, logs[:, number] = _within(new, old.dtype)
+        narrow.append(value)
+    return replace(bucket, values=tuple(narrow), origin=None, cache={_EXCESS: logs} if bool(logs.any()) else {})
 
 
-def _within(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another dtype, cut where it ends."""
-    if value.dtype == dtype:
-        return value
-    most = torch.finfo(dtype).max
-    return value.clamp(-most, most).to(dtype)
+def _within(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """In another dtype: networks too large for it divided as a whole, so that no ratio is lost; and by what, as a
+    logarithm.
+
+    The gauge leaves all scale to what stands behind the last scaling: products of all sizes of a network, far out of
+    range where its weights are large.
+    """
+    most = torch.finfo(dtype).max ** 0.75  # answers in units of a block, and sums over it, are in range as well
+    over = value.detach().abs().flatten(1).amax(1) / most if value.numel() else value.new_zeros(len(value))
+    if not bool((over > 1).any()):
+        return value.to(dtype), 0.0
+    over = over.clamp(min=1.0)
+    return (value / over.reshape(-1, *[1] * (value.ndim - 1))).to(dtype), over.log()
+
+
+def excess(bucket: Bucket) -> Tensor:
+    """Logarithms of what the blocks of a bucket made by :func:`canonical` were divided by to stay in the range of its
+    dtype; 0 for all networks of ordinary size.
+
+    Shapes:
+        returns ``(B, blocks)``.
+    """
+
+    def nothing(source: Bucket) -> Tensor:
+        return torch.zeros(len(source), len(source.values), dtype=torch.float64, device=source.index.device)
+
+    return bucket.remember(_EXCESS, nothing)
 
 
 def _frame(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
