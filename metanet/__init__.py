@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metanet import checkpoint, datasets, errors, graph, nn, report, tasks, train
+    from metanet import checkpoint, datasets, errors, graph, nn, report, score, tasks, train
     from metanet.checkpoint import Architecture, Checkpoint, load, save_checkpoint
     from metanet.errors import CheckpointError, ConfigError, MetanetError, ZooError
     from metanet.graph import ParameterGraph, collate
@@ -37,6 +37,7 @@ __all__ = [
     "graph",
     "nn",
     "report",
+    "score",
     "tasks",
     "train",
 ]
@@ -56,7 +57,7 @@ _NAMES = {
     "ZooError": ("metanet.errors", "ZooError"),
 } | {
     name: (f"metanet.{name}", "")
-    for name in ("checkpoint", "datasets", "errors", "graph", "nn", "report", "tasks", "train")
+    for name in ("checkpoint", "datasets", "errors", "graph", "nn", "report", "score", "tasks", "train")
 }
 
 
