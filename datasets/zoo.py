@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from metanet.checkpoint import Architecture
 from metanet.errors import ZooError, clean
 
+from .bulk import read_stacked
 from .config import SPLITS
 from .images import ImageData, load_images
 from .inr_config import KIND
@@ -198,6 +200,20 @@ class Zoo:
         if name not in SPLITS:
             raise ZooError(f"no split {clean(repr(name), 40)}", hint="splits: " + ", ".join(SPLITS))
         return np.flatnonzero([record["split"] == name for record in self.index])
+
+    def stacked(self, rows: ArrayLike | None = None) -> dict[str, Tensor]:
+        """The weights of many networks of one architecture at once, many times faster than one network after another.
+
+        Args:
+            rows: of the index, in any order; all of them by default.
+
+        Shapes:
+            ``(len(rows), *shape)`` by name.
+
+        Raises:
+            ZooError: for rows that do not exist, rows of several architectures, or a shard that was changed.
+        """
+        return read_stacked(self.folder, self.index[:], rows, self._shapes, self._shard)
 
     def _shard(self, name: str) -> Any:
         # Handles stay open: the file is mapped, and its header is parsed once.

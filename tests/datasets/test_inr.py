@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 import symmetry
 from metanet.checkpoint import Architecture
+from metanet.commands._zoo_data import zoo_items
 from metanet.datasets import InrConfig, SirenBatch, Zoo, build_zoo, coordinates, load_zoo_config, verify_zoo
 from metanet.datasets.inr import fit, peak_signal_to_noise, siren_weights
 from metanet.errors import ConfigError, ZooError
+from metanet.tasks import property_data
 
 CONFIG: dict[str, Any] = {
     **load_zoo_config("digits_inr").to_json(),
@@ -114,6 +117,20 @@ def test_a_build_that_was_stopped_ends_with_the_same_bytes(folder: Path, tmp_pat
     assert not (tmp_path / "zoo" / "manifest.json").exists()
     build_zoo(CONFIG, tmp_path / "zoo", threads=1)
     assert contents(tmp_path / "zoo") == contents(folder)
+
+
+def test_networks_of_one_image_stay_on_one_side_of_any_split(folder: Path) -> None:
+    zoo = Zoo.open(folder)
+    items = list(zoo_items(zoo, "label"))
+    images = zoo.index["image"].astype(str)
+    for seed in range(3):
+        parts = property_data(items, "label", seed=seed, resplit=True).split
+        assert all(len(set(parts[images == image])) == 1 for image in images)
+        assert set(parts) == {"train", "val", "test"}
+    # By run, as zoos of classifiers are split, the two networks of some image would be on two sides.
+    alone = [replace(item, group=str(run)) for item, run in zip(items, zoo.index["run"], strict=True)]
+    parts = property_data(alone, "label", seed=0, resplit=True).split
+    assert any(len(set(parts[images == image])) > 1 for image in images)
 
 
 def test_verify_measures_again(folder: Path) -> None:
