@@ -45,7 +45,26 @@ _FAMILIES: dict[str, dict[str, tuple[float, float, Any]]] = {
         "reduce": (0, 0, "stride"),
         "head": (0, 0, "average"),
     },
+    "transformer": {
+        "depth": (1, 64, None),
+        "width": (1, 4096, None),
+        "hidden": (1, 65536, None),
+        "heads": (1, 4096, None),
+        "activation": (0, 0, None),
+        "norm": (0, 0, "layer"),
+        "patch": (1, 4096, None),
+        "readout": (0, 0, "mean"),
+    },
+    "gru": {
+        "depth": (1, 64, None),
+        "width": (1, 4096, None),
+        "activation": (0, 0, "tanh"),
+        "norm": (0, 0, "none"),
+        "readout": (0, 0, "last"),
+    },
 }
+# One entry per block, and 1 for deeper networks; height and width.
+_LISTS = ("strides", "patch")
 _TRAINING: dict[str, tuple[float, float, Any]] = {
     "steps": (1, 10_000_000, None),
     "data_share": (1e-6, 1.0, 1.0),
@@ -94,7 +113,7 @@ class ZooConfig:
         snapshot_count: snapshots per run; the last is at the last step.
         snapshot_ratio: each snapshot's step over that of the one before.
         split: share of the runs in "train", "val" and "test".
-        families: by name, "mlp" and "cnn".
+        families: by name, "mlp", "cnn", "transformer" and "gru".
         training: ranges of "steps", "data_share", "initial_scale", "label_noise".
         optimisers: by name, "sgd", "adam" and "adamw".
     """
@@ -213,8 +232,8 @@ def _ranges(table: Table, known: Mapping[str, tuple[float, float, Any]]) -> dict
     result: dict[str, Range] = {}
     for key, (low, high, default) in known.items():
         raw = table.take(key, default)
-        if key == "strides":
-            # One entry per block, repeated from the left for deeper networks: the constant form is a list itself.
+        if key in _LISTS:
+            # The constant form is a list itself.
             raw = raw if isinstance(raw, Mapping) else {"choice": [raw]}
         result[key] = parse_range(table.path(key), raw, *((low, high) if high > low else ()))
     table.finish()

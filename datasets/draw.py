@@ -110,33 +110,40 @@ def _largest_remainder(shares: list[float], total: int) -> list[int]:
 
 def _options(family: str, drawn: Mapping[str, Any], widths: tuple[int, ...], data: ImageData) -> dict[str, Any]:
     channels, height, _ = data.shape
-    shared = {
-        "widths": widths,
-        "outputs": data.classes,
-        "activation": drawn["activation"],
-        "norm": drawn["norm"],
-        "residual": drawn["residual"],
-    }
-    if family == "mlp":
-        return {"inputs": int(np.prod(data.shape)), **shared}
-    strides = (*drawn["strides"], *[1] * len(widths))[: len(widths)]
-    rest = {key: drawn[key] for key in ("kernel", "reduce", "head")}
-    return {"channels": channels, "size": height, **shared, "strides": strides, **rest}
+    rest = {key: value for key, value in drawn.items() if key != "depth"} | {"outputs": data.classes}
+    match family:
+        case "mlp":
+            return {"inputs": int(np.prod(data.shape)), "widths": widths, **rest}
+        case "cnn":
+            rest["strides"] = (*drawn["strides"], *[1] * len(widths))[: len(widths)]
+        case "transformer":
+            # All blocks share one stream; what was drawn for each block is the width between its two linear layers.
+            return {"channels": channels, "size": height, "width": widths[0], "hidden": widths[1:], **rest}
+    return {"channels": channels, "size": height, "widths": widths, **rest}
+
+
+def _widths(
+    name: str, family: FamilyRanges, drawn: Mapping[str, Any], generator: np.random.Generator
+) -> tuple[int, ...]:
+    """All widths of one architecture; of a transformer, first that of the stream."""
+    width, depth = family.ranges["width"], drawn["depth"]
+    if name == "mlp" and drawn["residual"]:
+        return (width.draw(generator),) * depth
+    if name == "transformer":
+        return (width.draw(generator), *(family.ranges["hidden"].draw(generator) for _ in range(depth)))
+    return tuple(width.draw(generator) for _ in range(depth))
 
 
 def _draw_family(
     name: str, family: FamilyRanges, count: int, data: ImageData, generator: np.random.Generator
 ) -> list[Architecture]:
     # Every choice comes equally often, so that a dozen architectures already cover what was declared.
-    columns = {k: r.draw_many(generator, count) for k, r in family.ranges.items() if k != "width"}
+    columns = {k: r.draw_many(generator, count) for k, r in family.ranges.items() if k not in ("width", "hidden")}
     seen: list[Architecture] = []
     for i in range(count):
         drawn = {key: values[i] for key, values in columns.items()}
         for _ in range(_TRIES):
-            if name == "mlp" and drawn["residual"]:
-                widths = (family.ranges["width"].draw(generator),) * drawn["depth"]
-            else:
-                widths = tuple(family.ranges["width"].draw(generator) for _ in range(drawn["depth"]))
+            widths = _widths(name, family, drawn, generator)
             try:
                 architecture = Architecture(name, _options(name, drawn, widths, data), provenance="drawn for a zoo")
             except MetanetError as error:

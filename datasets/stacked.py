@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from metanet.checkpoint import Architecture
+from metanet.checkpoint.families_transformer import Table
 
 __all__ = ["Networks", "initial_state"]
 
 
 def initial_state(module: nn.Module, generator: torch.Generator, scale: float) -> dict[str, Tensor]:
     """First weights: normal with deviation ``scale / sqrt(fan-in)``; biases uniform within that; norms the identity.
+
+    Learned positions are drawn as weights are, with their own width as the fan-in.
 
     Args:
         module: gives names, shapes and kinds of layers; it is not changed.
@@ -31,14 +34,15 @@ def initial_state(module: nn.Module, generator: torch.Generator, scale: float) -
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     for prefix, layer in module.named_modules():
         weight = getattr(layer, "weight", None)
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or not isinstance(weight, Tensor):
+        if not isinstance(layer, nn.Linear | nn.Conv2d | Table) or not isinstance(weight, Tensor):
             continue
         deviation = scale / math.sqrt(weight[0].numel())
         # Drawn in float64 and rounded, so that both precisions start from the same network.
         drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64) * deviation
         state[f"{prefix}.weight"] = drawn.to(weight.dtype)
-        if layer.bias is not None:
-            drawn = (torch.rand(layer.bias.shape, generator=generator, dtype=torch.float64) * 2 - 1) * deviation
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, Tensor):
+            drawn = (torch.rand(bias.shape, generator=generator, dtype=torch.float64) * 2 - 1) * deviation
             state[f"{prefix}.bias"] = drawn.to(weight.dtype)
     return state
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from metanet.checkpoint.chains import CHAINS
 from metanet.checkpoint.families import CNN, MLP, Family
 from metanet.checkpoint.families_inr import SIREN
+from metanet.checkpoint.families_recurrent import GRU
+from metanet.checkpoint.families_transformer import TRANSFORMER
 from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import CheckpointError, clean
 
@@ -28,7 +30,9 @@ __all__ = ["FACTORY", "FAMILIES", "FORMAT", "Architecture"]
 
 FORMAT = "metanet.architecture/1"
 FACTORY = "factory"
-FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (MLP, CNN, SIREN, CHAINS)})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.name: family for family in (MLP, CNN, TRANSFORMER, GRU, SIREN, CHAINS)}
+)
 
 
 def _frozen(value: Any) -> Any:

@@ -32,6 +32,17 @@ def _cnn(**options: Any) -> dict[str, Any]:
     return {"format": "metanet.architecture/1", "family": "cnn", "options": complete}
 
 
+def _transformer(**options: Any) -> dict[str, Any]:
+    complete = {"channels": 1, "size": 8, "patch": [2, 4], "width": 4, "heads": 2, "hidden": [4], "outputs": 2}
+    complete |= {"activation": "relu"} | options
+    return {"format": "metanet.architecture/1", "family": "transformer", "options": complete}
+
+
+def _gru(**options: Any) -> dict[str, Any]:
+    complete = {"channels": 1, "size": 8, "widths": [4], "outputs": 2} | options
+    return {"format": "metanet.architecture/1", "family": "gru", "options": complete}
+
+
 def _chains(*chains: tuple[str, str, list[int]], **more: Any) -> dict[str, Any]:
     listed = [
         {"name": name, "input": source, "layers": [name], "widths": widths, "activations": ["relu"]}
@@ -74,6 +85,14 @@ ARCHITECTURES = (
     beside("strides", _cnn(strides=[2]), "length of strides is 1, expected 2"),
     beside("even_kernel", _cnn(kernel=4), "kernel is 4, expected an odd number"),
     beside("too_small", _cnn(size=3, strides=[2, 2], reduce="max"), "size is 3"),
+    beside("patch", _transformer(patch=[3, 4]), "patch is [3, 4], expected sides that divide size 8"),
+    beside("patch_sides", _transformer(patch=[2]), "patch is [2], expected [height, width]"),
+    beside("patch_text", _transformer(patch="24"), "patch is '24', expected a list"),
+    beside("heads", _transformer(heads=3), "heads is 3, expected a divisor of width 4"),
+    beside("many_tokens", _transformer(size=4096, patch=[1, 1], width=256, heads=1), "needs more than"),
+    beside("no_block", _transformer(hidden=[]), "length of hidden is 0, expected at least 1"),
+    beside("many_rows", _gru(size=100_000), "size is 100000, expected an integer from 1 to 256"),
+    beside("no_cell", _gru(widths=[]), "length of widths is 0, expected at least 1"),
     beside("chain_input", _chains(("a", "b", [2, 3]), ("b", "x", [3, 3])), "a chain that stands earlier"),
     beside("chain_sizes", _chains(("a", "x", [2, 3]), ("b", "a", [4, 3])), "expected 3, the size of 'a'"),
     beside("chain_twice", _chains(("a", "x", [2, 3]), ("a", "x", [2, 3])), "expected a name of its own"),

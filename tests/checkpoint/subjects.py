@@ -49,6 +49,24 @@ ARCHITECTURES: dict[str, Architecture] = {
             "strides": [1, 2], "reduce": "average",
         },
     ),
+    "transformer": Architecture(
+        "transformer",
+        {
+            "channels": 2, "size": 6, "patch": [3, 2], "width": 6, "heads": 2, "hidden": [5, 4], "outputs": 3,
+            "activation": "relu",
+        },
+    ),
+    "transformer_token": Architecture(
+        "transformer",
+        {
+            "channels": 1, "size": 4, "patch": [1, 4], "width": 4, "heads": 1, "hidden": [5], "outputs": 3,
+            "activation": "gelu", "norm": "none", "readout": "token",
+        },
+    ),
+    "gru": Architecture("gru", {"channels": 2, "size": 3, "widths": [4, 5], "outputs": 3, "norm": "layer"}),
+    "gru_relu_mean": Architecture(
+        "gru", {"channels": 1, "size": 3, "widths": [4], "outputs": 3, "activation": "relu", "readout": "mean"}
+    ),
     "chains": Architecture(
         "chains",
         {

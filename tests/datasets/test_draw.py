@@ -108,3 +108,32 @@ def test_ranges_that_make_no_network_are_refused() -> None:
     config = ZooConfig.from_mapping(raw)
     with pytest.raises(ConfigError, match=r"families\.cnn: .*kernel is 4, expected an odd number"):
         draw_zoo(config, load_images(config.data))
+
+
+def test_heads_have_to_divide_every_width() -> None:
+    raw = load_zoo_config("mixed").to_json()
+    raw["families"]["transformer"]["heads"] = 5
+    config = ZooConfig.from_mapping(raw)
+    with pytest.raises(ConfigError, match=r"families\.transformer: .*heads is 5, expected a divisor of width"):
+        draw_zoo(config, load_images(config.data))
+
+
+def test_the_mixed_zoo_has_narrow_and_wide_networks_of_every_kind() -> None:
+    config = load_zoo_config("mixed")
+    drawn = draw_zoo(config, load_images(config.data)).architectures
+    assert len({a.fingerprint for a in drawn}) == config.architectures
+    sizes: dict[str, list[int]] = {}
+    for architecture in drawn:
+        options = architecture.options
+        kind = architecture.family + (" residual" if options.get("residual") and architecture.family == "cnn" else "")
+        widths = (*options.get("widths", ()), *options.get("hidden", ()), options.get("width", 1))
+        assert max(widths) <= 64
+        assert min((*options.get("widths", ()), *options.get("hidden", ()), options.get("width", 64))) >= 8
+        sizes.setdefault(kind, []).append(max(widths))
+        if architecture.family == "transformer":
+            assert len(options["hidden"]) in config.families["transformer"].ranges["depth"]
+            assert options["patch"] in config.families["transformer"].ranges["patch"]
+    assert set(sizes) == {"mlp", "cnn", "cnn residual", "transformer", "gru"}
+    for widest in sizes.values():
+        assert min(widest) <= 32
+        assert max(widest) >= 48
