@@ -10,6 +10,7 @@ from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, rich_statistics
 from metanet.nn.statistics import STATISTICS, bucket_statistics, layer_statistics
 from metanet.nn.sweep_layer import SweepLayer
+from metanet.nn.waves import Waves
 
 __all__ = [
     "LEVELS",
@@ -25,6 +26,7 @@ __all__ = [
     "OrbitCheck",
     "Responses",
     "SweepLayer",
+    "Waves",
     "bucket_statistics",
     "check_orbit",
     "layer_statistics",

@@ -23,6 +23,7 @@ from metanet.nn.rounds import MESSAGES, Rounds
 from metanet.nn.statistics import STATISTICS, bucket_statistics
 from metanet.nn.structure import Structure, structure_of
 from metanet.nn.sweep import Sweep
+from metanet.nn.waves import Waves
 
 __all__ = ["LEVELS", "Answer", "Metanet"]
 
@@ -57,6 +58,8 @@ class Metanet(nn.Module):
             :class:`metanet.nn.Responses`; 0 for none. The graphs must hold their program, and :meth:`fit_statistics`
             must see the training networks first.
         mixing: rank of the mix of these inputs behind every activation; 0 runs the networks as they are.
+        waves: number of channels by which the weights of sine networks are read without running anything, see
+            :class:`metanet.nn.Waves`; 0 for none. Call :meth:`fit_statistics` first here too.
         positions: kernel positions that are told apart exactly (see :class:`metanet.nn.features.Embedding`).
         readout: width of the readout of level "graph".
         partial: accept networks with used tensors that the graph only carries.
@@ -108,6 +111,7 @@ class Metanet(nn.Module):
         probes: int = 0,
         responses: int = 0,
         mixing: int = 0,
+        waves: int = 0,
         positions: int = 16,
         readout: int = 64,
         partial: bool = False,
@@ -130,6 +134,7 @@ class Metanet(nn.Module):
             ("probes", probes, 0),
             ("responses", responses, 0),
             ("mixing", mixing, 0),
+            ("waves", waves, 0),
             ("positions", positions, 1),
             ("readout", readout, 1),
             ("seed", seed, 0),
@@ -158,16 +163,17 @@ class Metanet(nn.Module):
             raise ModelError(
                 f"probes={probes} with level={level!r}: probes answer per network", hint="use level='graph'"
             )
-        if level != "graph" and responses:
-            raise ModelError(
-                f"responses={responses} with level={level!r}: responses tell of the network", hint="use level='graph'"
-            )
+        for name, value in (("responses", responses), ("waves", waves)):
+            if level != "graph" and value:
+                raise ModelError(
+                    f"{name}={value} with level={level!r}: {name} tell of the network", hint="use level='graph'"
+                )
         if responses == 1 or (mixing and not responses):
             raise ModelError(f"responses={responses}, mixing={mixing}: expected responses of at least 2, or both 0")
         self.config: dict[str, Any] = {
             "outputs": outputs, "level": level, "hidden": hidden, "layers": layers, "messages": messages,
             "checkpointing": checkpointing, "statistics": statistics,
-            "probes": probes, "responses": responses, "mixing": mixing, "positions": positions,
+            "probes": probes, "responses": responses, "mixing": mixing, "waves": waves, "positions": positions,
             "readout": readout, "partial": partial, "symmetry": symmetry, "gauge": gauge,
             "mode": mode, "base": base, "change": change, "invariant": invariant, "seed": seed,
         }  # fmt: skip
@@ -181,7 +187,8 @@ class Metanet(nn.Module):
         self.sweep = Sweep(probes) if probes else None
         self.responses = Responses(responses, readout, mixing) if responses else None
         extra = (told if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
-        extra += self.responses.features if self.responses is not None else 0
+        self.waves = Waves(waves, readout) if waves else None
+        extra += sum(part.features for part in (self.responses, self.waves) if part is not None)
         self.head: GraphHead | NodeHead | EdgeHead | QuasiHead
         if level == "graph":
             self.head = GraphHead(0 if extra and not layers else hidden, extra, outputs, readout)
@@ -206,10 +213,9 @@ class Metanet(nn.Module):
         for module in self.modules():
             if isinstance(module, Probes):
                 module.start_constant()
-        if self.sweep is not None:
-            self.sweep.reset_parameters(generator)
-        if self.responses is not None:
-            self.responses.reset_parameters(generator)
+        for part in (self.sweep, self.responses, self.waves):
+            if part is not None:
+                part.reset_parameters(generator)
 
     def fit_statistics(self, batch: GraphBatch) -> None:
         """Standardise layer statistics and responses by these networks; they should be the training networks.
@@ -217,8 +223,9 @@ class Metanet(nn.Module):
         Makes the learned inputs of responses for these networks' inputs. Does nothing without either.
         """
         buckets = self._read(batch)
-        if self.responses is not None:
-            self.responses.prepare(GraphBatch(tuple(buckets), batch.size))
+        for part in (self.responses, self.waves):
+            if part is not None:
+                part.prepare(GraphBatch(tuple(buckets), batch.size))
         if self.statistics is not None:
             self.statistics.fit(batch.gather(self._told(bucket) for bucket in buckets))
 
@@ -304,8 +311,8 @@ class Metanet(nn.Module):
             found.append(self.statistics(self._told(bucket)))
         if self.sweep is not None:
             found.append(self.sweep(structure, self._framed(bucket)[0]))
-        if self.responses is not None:  # runs the function itself, which no frame changes
-            found.append(self.responses(bucket))
+        # Neither needs a frame: one runs the function itself, the other keeps to the group.
+        found += [part(bucket) for part in (self.responses, self.waves) if part is not None]
         return torch.cat(found, dim=-1) if found else None
 
     def _rows(self, batch: GraphBatch, answers: list[Tensor | dict[str, Tensor]]) -> list[dict[str, Tensor]]:
