@@ -32,7 +32,7 @@ def place_items(zoo: Zoo, task: PlaceTask, names: Collection[str] | None = None)
     """
     from metanet.checkpoint import Checkpoint, Source
     from metanet.commands._zoo_data import lineage, network_name
-    from metanet.graph import ParameterGraph
+    from metanet.graph import ParameterGraph, program_of
     from metanet.tasks import PlaceItem
     from metanet.tasks.effects import unit_effects, unit_norms, weight_changes, weight_saliency, weight_sizes
 
@@ -49,7 +49,7 @@ def place_items(zoo: Zoo, task: PlaceTask, names: Collection[str] | None = None)
             runs[record["architecture"]] = _runner(entry.architecture, inputs)
         run = runs[record["architecture"]]
         checkpoint = Checkpoint(entry.state, entry.architecture, Source(zoo.folder / record["shard"], "safetensors"))
-        graph = ParameterGraph.build(checkpoint.spec, checkpoint.state)
+        graph = ParameterGraph.build(checkpoint.spec, checkpoint.state, program_of(entry.architecture))
         if task.target in ("removal", "loss"):
             found = unit_effects(graph, run, labels if task.target == "loss" else None)
             simple = unit_norms(graph)

@@ -10,6 +10,7 @@ from metanet.errors import ModelError
 from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
+from metanet.nn.effects import EFFECTS, logarithm
 from metanet.nn.features import moments, standardised
 from metanet.nn.frames import Motion, excess
 from metanet.nn.frames.places import gains_of, views_of
@@ -107,6 +108,7 @@ class EdgeHead(nn.Module):
             that keep it above minus its epsilon.
         invariant: answers are numbers of order 1 and not changes: only permutations move them. They also get a learned
             gain on the logarithm of the weight's size.
+        effects: answers also get learned gains on what is known of each weight's effects.
     """
 
     def __init__(
@@ -117,13 +119,15 @@ class EdgeHead(nn.Module):
         gauge: str = "rms",
         whole: bool = False,
         invariant: bool = False,
+        effects: bool = False,
     ) -> None:
         super().__init__()
         self.outputs, self.positions, self.gauge, self.whole = outputs, positions, gauge, whole
         self.invariant = invariant
+        count = len(EFFECTS) if effects else 0
         self.own = Dense(hidden, hidden, gain=1.4)
         self.layer = Dense(hidden, hidden, bias=False)
-        self.out = Table(len(KINDS), hidden, positions + 1 + invariant, outputs, scale=0.3 * hidden**-0.5)
+        self.out = Table(len(KINDS), hidden, positions + 1 + invariant + count, outputs, scale=0.3 * hidden**-0.5)
 
     def forward(
         self,
@@ -133,6 +137,7 @@ class EdgeHead(nn.Module):
         edges: dict[int, Tensor],
         layers: Tensor,
         back: Motion | None = None,
+        effects: dict[int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The answers by state-dict name; raw tensors have none.
 
@@ -143,6 +148,7 @@ class EdgeHead(nn.Module):
             edges: features of the weights by block.
             layers: features of the layers.
             back: carries answers from that gauge to the networks' own.
+            effects: of the weights by block, see :func:`metanet.nn.effects.effects_of`.
 
         Shapes:
             returns ``(B, outputs, *shape)`` per tensor.
@@ -160,7 +166,7 @@ class EdgeHead(nn.Module):
                 feature = relu(self.own(own) + told[:, None])
             else:
                 feature = relu(told)
-            changes[number] = self._values(bucket, number, feature)
+            changes[number] = self._values(bucket, number, feature, None if effects is None else effects.get(number))
         if back is not None and self.invariant:
             _check_apart(topology)
         elif back is not None:
@@ -168,7 +174,8 @@ class EdgeHead(nn.Module):
                 change = changes[number]
                 changes[number] = None if change is None else torch.zeros_like(change)
             carried = back.carry(_whole(bucket, changes), bucket.values)
-            changes = [None if change is None else change.to(y.dtype) for change in carried]
+            most = torch.finfo(y.dtype).max  # a least size of .01 there may be any size here
+            changes = [None if change is None else change.clamp(-most, most).to(y.dtype) for change in carried]
         answers: dict[str, Tensor] = {}
         for block, values in zip(topology.blocks, changes, strict=True):
             if values is None:
@@ -198,7 +205,7 @@ class EdgeHead(nn.Module):
                 found[name] = torch.zeros(shape, dtype=dtype, device=like.device)
         return found
 
-    def _values(self, bucket: Bucket, number: int, feature: Tensor) -> Tensor:
+    def _values(self, bucket: Bucket, number: int, feature: Tensor, effects: Tensor | None) -> Tensor:
         """``(B, outputs, ..., features)`` from ``(B, ..., hidden)``."""
         block, value = bucket.topology.blocks[number], bucket.value(number)
         basis = cosine_basis(block.positions, self.positions).to(feature)
@@ -206,8 +213,14 @@ class EdgeHead(nn.Module):
         low = torch.einsum("b...h,hco,pc->bo...p", feature, table[:, : basis.shape[1]], basis)
         gain = torch.einsum("b...h,ho->bo...", feature, table[:, self.positions]).unsqueeze(-1)
         z = standardised(block, value, self.gauge)[0].unsqueeze(1)
+        first = self.positions + 1 + self.invariant
+        if effects is not None:
+            # What pulls a weight, pulls along it: a change is told by the effect times the weight.
+            told = logarithm(effects).unsqueeze(1) if self.invariant else z.unsqueeze(-1) * effects.unsqueeze(1).asinh()
+            pulls = torch.einsum("b...h,hko->bo...k", feature, table[:, first:]).unsqueeze(-2)
+            low = low + (pulls * told).sum(-1)
         if self.invariant:
-            power = torch.einsum("b...h,ho->bo...", feature, table[:, -1]).unsqueeze(-1)
+            power = torch.einsum("b...h,ho->bo...", feature, table[:, first - 1]).unsqueeze(-1)
             return low + gain * z + power * (z.abs() + _SMALL).log()
         if self.whole and block.offset is not None:
             # A change of the logarithm: what is under the root stays positive.
@@ -223,7 +236,9 @@ def _whole(bucket: Bucket, changes: list[Tensor | None]) -> list[Tensor | None]:
     if not bool(logs.any()):
         return changes
     return [
-        None if change is None else change.double() * log.exp().reshape(-1, *[1] * (change.ndim - 1))
+        change
+        if change is None or not bool(log.any())
+        else change.double() * log.exp().reshape(-1, *[1] * (change.ndim - 1))
         for change, log in zip(changes, logs.unbind(1), strict=True)
     ]
 

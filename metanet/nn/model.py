@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metanet.errors import ModelError
 from metanet.graph import Bucket, GraphBatch
 from metanet.nn.dense import Dense, Table, make_generator
+from metanet.nn.effects import Effects, effects_of
 from metanet.nn.features import Embedding, check_bucket
 from metanet.nn.frames import GAUGES, Motion, canonical
 from metanet.nn.heads import EdgeHead, GraphHead, NodeHead
@@ -20,6 +21,7 @@ from metanet.nn.quasi_state import QuasiHead, moved_states
 from metanet.nn.responses import Responses
 from metanet.nn.rich import RICH, bucket_rich
 from metanet.nn.rounds import MESSAGES, Rounds
+from metanet.nn.standardise import Standardise
 from metanet.nn.statistics import STATISTICS, bucket_statistics
 from metanet.nn.structure import Structure, structure_of
 from metanet.nn.sweep import Sweep
@@ -78,6 +80,8 @@ class Metanet(nn.Module):
         change: with these modes, add a strict change before moving; without it functions stay as they are.
         invariant: answers of level "edge" are numbers of order 1 that follow permutations only, and not changes of the
             weights; refused where symmetry "full" has matrices.
+        effects: levels "node" and "edge": also see what every weight does to the answers to random smooth inputs
+            (:mod:`metanet.nn.effects`); the graphs must hold their program.
         seed: seeds the first weights; torch's global generator is neither read nor moved.
         generator: source of the first weights instead of ``seed``.
 
@@ -121,6 +125,7 @@ class Metanet(nn.Module):
         base: Literal["own", "frame"] = "own",
         change: bool = True,
         invariant: bool = False,
+        effects: bool = False,
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -145,7 +150,8 @@ class Metanet(nn.Module):
             raise ModelError(f"messages={messages!r}, expected one of {', '.join(MESSAGES)}")
         if not isinstance(statistics, bool) and statistics != "rich":
             raise ModelError(f"statistics={statistics!r}, expected True, False or 'rich'")
-        flags = {"partial": partial, "checkpointing": checkpointing, "change": change, "invariant": invariant}
+        flags = {"partial": partial, "checkpointing": checkpointing, "change": change, "invariant": invariant,
+                 "effects": effects}  # fmt: skip
         for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise ModelError(f"{name}={flag!r}, expected True or False")
@@ -157,6 +163,10 @@ class Metanet(nn.Module):
             raise ModelError(f"gauge={gauge!r} with symmetry='permutation'", hint="use symmetry='full'")
         whole = (level == "state" and outputs == 1) or level == "graph"
         check_mode(mode, base, change, whole and symmetry == "full")
+        if effects and level not in ("node", "edge"):
+            raise ModelError(
+                f"effects=True with level={level!r}: effects tell of units and weights", hint="use responses"
+            )
         if invariant and level != "edge":
             raise ModelError(f"invariant=True with level={level!r}: only answers at weights can be changes or numbers")
         if level != "graph" and probes:
@@ -175,15 +185,17 @@ class Metanet(nn.Module):
             "checkpointing": checkpointing, "statistics": statistics,
             "probes": probes, "responses": responses, "mixing": mixing, "waves": waves, "positions": positions,
             "readout": readout, "partial": partial, "symmetry": symmetry, "gauge": gauge,
-            "mode": mode, "base": base, "change": change, "invariant": invariant, "seed": seed,
+            "mode": mode, "base": base, "change": change, "invariant": invariant,
+            "effects": effects, "seed": seed,
         }  # fmt: skip
         self.outputs, self.level, self.partial = outputs, level, partial
         self.symmetry, self.gauge = symmetry, gauge
         self.embedding = Embedding(hidden, positions, gauge)
+        self.effects = Effects(hidden) if effects else None
         self.layers = Rounds(messages, hidden, layers, level in ("edge", "state"), checkpointing)
         self.rich = statistics == "rich"
         told = len(RICH) if self.rich else len(STATISTICS)
-        self.statistics = _Standardise(told) if statistics and level == "graph" else None
+        self.statistics = Standardise(told) if statistics and level == "graph" else None
         self.sweep = Sweep(probes) if probes else None
         self.responses = Responses(responses, readout, mixing) if responses else None
         extra = (told if self.statistics is not None else 0) + (self.sweep.features if self.sweep else 0)
@@ -195,7 +207,7 @@ class Metanet(nn.Module):
         elif level == "node":
             self.head = NodeHead(hidden, outputs)
         elif mode == "strict":
-            self.head = EdgeHead(hidden, outputs, positions, gauge, level == "state", invariant)
+            self.head = EdgeHead(hidden, outputs, positions, gauge, level == "state", invariant, effects)
         else:
             self.head = QuasiHead(hidden, positions, gauge, mode == "soft", base, change)
         generator = generator if generator is not None else make_generator(seed)
@@ -285,11 +297,14 @@ class Metanet(nn.Module):
         given, (bucket, frame) = bucket, self._framed(bucket)
         needed = self.layers.needs_edges or isinstance(self.head, EdgeHead)
         nodes, edges, layers = self.embedding(bucket, edges=needed)
+        if self.effects is not None:
+            nodes, edges = self.effects(structure, given, nodes, edges)
         nodes, edges, layers = self.layers.run(structure, bucket, nodes, edges, layers)
         if isinstance(self.head, NodeHead):
             return self.head(structure, nodes)
         if isinstance(self.head, EdgeHead):
-            return self.head(structure, bucket, nodes, edges, layers, None if frame is None else ~frame)
+            back, effects = None if frame is None else ~frame, None if self.effects is None else effects_of(given)
+            return self.head(structure, bucket, nodes, edges, layers, back, effects)
         if isinstance(self.head, QuasiHead):
             raise ModelError(f"mode={self.config['mode']!r} answers with networks", hint="use move")
         return self.head(structure, nodes, layers, self._extra(structure, given))
@@ -330,23 +345,3 @@ class Metanet(nn.Module):
     def __repr__(self) -> str:
         told = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
         return f"Metanet({told}; {sum(p.numel() for p in self.parameters()):,} parameters)"
-
-
-class _Standardise(nn.Module):
-    """Bring features to mean 0 and deviation 1 over the networks it was fitted on, softly cut at 5 deviations."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("deviation", torch.ones(features))
-
-    def fit(self, x: Tensor) -> None:
-        self.mean.copy_(x.mean(0))
-        spread = x.std(0, correction=0)
-        self.deviation.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 5 * torch.tanh((x.to(self.mean) - self.mean) / self.deviation / 5)

@@ -157,7 +157,7 @@ def test_the_unit_of_an_answer_at_a_weight_is_that_of_the_head():
     graph = prepared()[0]
     net = Metanet(1, "edge", hidden=4, layers=0, seed=0)
     with torch.no_grad():
-        net.head._values = lambda bucket, number, feature: (
+        net.head._values = lambda bucket, number, feature, effects: (
             torch.ones_like(bucket.value(number)).unsqueeze(1)
             * ((bucket.value(number).flatten(1).square().mean(1) + 1e-4).sqrt().reshape(-1, *[1] * (feature.ndim)))
         )
