@@ -42,7 +42,9 @@ CONFIG_COLUMNS = (
 
 def _settings(run: RunSettings, architecture: Architecture) -> dict[str, Any]:
     options = architecture.options
-    widths = options["widths"]
+    # The blocks of a transformer share one stream, and what they add to it has no other size.
+    transformer = architecture.family == "transformer"
+    widths = (options["width"],) * len(options["hidden"]) if transformer else options["widths"]
     return {
         "architecture": run.architecture,
         "family": architecture.family,
@@ -50,7 +52,7 @@ def _settings(run: RunSettings, architecture: Architecture) -> dict[str, Any]:
         "width": sum(widths) / len(widths) if widths else 0.0,
         "activation": options["activation"],
         "norm": options["norm"],
-        "residual": options["residual"],
+        "residual": options.get("residual", transformer),
         "parameters": parameter_count(architecture),
         "steps": run.steps,
         "data_share": run.data_share,
