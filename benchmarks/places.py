@@ -5,7 +5,8 @@ rises then), `edge saliency` (log10 of |w dL/dw|) and `edge change` (how far the
 training). Truth is measured on 64 images of the zoo's test set; no method sees an image. Units: the last snapshot of
 every run; weights: all snapshots.
 
-    metanet     metanetwork with features that travel through the weights, one answer per place (configs/model/places)
+    metanet     metanetwork strict under the whole group, one answer per place (configs/model/places.yaml); it sees what
+                `smooth` and `norm` see, and the rest of the network
     norm        line from the unit's incoming times outgoing norm (units), from the weight's size (saliency) or from the
                 weight itself (change), fitted on the training networks
     smooth      line from the same effect, measured on random smooth inputs instead of images (the network's own most
@@ -169,11 +170,13 @@ def grown(data: PlaceData, task: PlaceTask, told: Sequence[Told], seed: int) -> 
     return [cut(trees.raw(mine)[:, 0], target) for mine, target in zip(features, data.targets, strict=True)]
 
 
-def learned(data: PlaceData, task: PlaceTask, seed: int, epochs: int) -> tuple[list[dict[str, Tensor]], float]:
+def learned(
+    data: PlaceData, task: PlaceTask, seed: int, epochs: int, overrides: Sequence[str]
+) -> tuple[list[dict[str, Tensor]], float]:
     """Answers of a metanetwork, and its training networks per second."""
-    options = compose("train", [f"task={task.name}"])["model"]
+    options = compose("train", [f"task={task.name}", *overrides])["model"]
     settings = TrainerSettings(
-        seed=seed, epochs=epochs, learning_rate=6e-3, weight_decay=0.02, average=0.95, patience=0, progress=False
+        seed=seed, epochs=epochs, learning_rate=1e-2, weight_decay=0.02, average=0.95, patience=0, progress=False
     )
     trained = fit(task, data, options, settings)
     spent = sum(row["seconds"] for row in trained.history)
@@ -182,7 +185,13 @@ def learned(data: PlaceData, task: PlaceTask, seed: int, epochs: int) -> tuple[l
 
 
 def run_seed(
-    data: PlaceData, told: Sequence[Told], task: PlaceTask, seed: int, folder: Path, epochs: int
+    data: PlaceData,
+    told: Sequence[Told],
+    task: PlaceTask,
+    seed: int,
+    folder: Path,
+    epochs: int,
+    overrides: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
     """All variants on one split; whatever is finished in the folder is used."""
     found: dict[str, dict[str, float]] = {}
@@ -199,7 +208,7 @@ def run_seed(
             began = time.process_time()
             speed: dict[str, float] = {}
             if name == "metanet":
-                answers, rate = learned(data, task, seed, epochs)
+                answers, rate = learned(data, task, seed, epochs, overrides)
                 speed["train_networks_per_s"] = rate
             else:
                 answers = ways[name]()
@@ -242,6 +251,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the configuration, such as model.hidden=32")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name = "digits_cnn" if arguments.quick else "mnist_cnn"
@@ -269,7 +279,8 @@ def main() -> None:
                 draws = np.random.default_rng(np.random.SeedSequence([seed, 0x5917]))
                 data = whole.with_split(split_by_group(whole.groups, draws, {"train": 0.6, "val": 0.2, "test": 0.2}))
             kept = [told[name] for name in data.names]
-            found = run_seed(data, kept, task, seed, folder, 6 if arguments.quick else arguments.epochs)
+            epochs = 6 if arguments.quick else arguments.epochs
+            found = run_seed(data, kept, task, seed, folder, epochs, arguments.overrides)
             for variant, values in found.items():
                 row = {"benchmark": "places", "case": case, "variant": variant, "seed": seed}
                 rows += [{**row, "metric": metric, "value": values[metric]} for metric in METRICS if metric in values]

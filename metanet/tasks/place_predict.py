@@ -80,6 +80,7 @@ class PlaceModel:
         except RuntimeError as error:
             raise TrainError("the weights do not fit the configured model", where=artefact.folder) from error
         self.model: nn.Module = model.eval()
+        self.runs = bool(model.config["effects"])
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> PlaceModel:
@@ -108,7 +109,10 @@ class PlaceModel:
         """
         waiting: list[tuple[str, ParameterGraph | str, str]] = []
         for name, checkpoint in checkpoints:
-            waiting.append((name, *read_graph(self.coverage, checkpoint, anyway)))
+            graph, warning = read_graph(self.coverage, checkpoint, anyway)
+            if isinstance(graph, ParameterGraph) and graph.program is None and self.runs:
+                graph, warning = "its operations are not known, and the model runs the network", ""
+            waiting.append((name, graph, warning))
             if len(waiting) == _BATCH:
                 yield from self._answers(waiting)
                 waiting = []
