@@ -18,7 +18,7 @@ from metanet.score.pairing import Pair
 from metanet.score.preservation import Preservation
 from metanet.score.probe_inputs import ProbeInputs
 from metanet.score.running import Run
-from metanet.score.subjects import Comparable, Subject, untouched_randomness
+from metanet.score.subjects import Comparable, Subject, undisturbed
 from metanet.score.values import Line, OutputScore
 
 __all__ = ["compare"]
@@ -41,6 +41,7 @@ def compare(
     dtype: torch.dtype | None = torch.float64,
     tolerance: float = TOLERANCE,
     batch: int = 256,
+    device: str | torch.device | None = None,
     layers: str | Mapping[str, str] | None = "auto",
     features: str = "standard",
     line: int = 5,
@@ -63,12 +64,13 @@ def compare(
         labels: classes (whole numbers), or targets, for the first output, one entry per input.
         origin: where the inputs come from, in words, for the record.
         kind: how outputs are read: ``classes`` (logits), ``probabilities``, ``binary`` (one logit each), ``values``, or
-            ``auto``; or a mapping from names of outputs to these.
-        class_axis: which axis of an output holds the classes, with the inputs' axis first; told from shapes if ``None``.
+            ``auto`` (the first output by labels and shape, others as values); or a mapping from names of outputs.
+        class_axis: which axis of an output holds the classes, inputs first; told from shapes if ``None``.
         batch_axis: along which axis the inputs lie in the arguments; for outputs it is found by running the network.
         dtype: to run in; only float64 can be called exact. ``None``: each network as it is.
         tolerance: ``exact`` is an error over spread of at most this.
         batch: how many inputs are run at once.
+        device: where to run the networks; where they are if ``None``.
         layers: how layers are matched: ``name``; ``order``: in pairs that never cross, as similar as possible, one to
             one for equal numbers; ``auto``: by name where all names are equal, else in order; a mapping from names in
             ``a`` to names in ``b``; ``None``: layers are not looked at.
@@ -89,12 +91,12 @@ def compare(
     """
     _check(batch, layers, features, confidence, interval)
     if inputs is None:
-        inputs = _made_up(a, seed)
+        inputs = made_up(a, seed)
     given = Inputs.of(inputs, labels, origin, batch_axis)
-    with untouched_randomness():
-        pair = Pair.settle(Subject.of(a, "a", dtype), Subject.of(b, "b", dtype), given, layers is not None, features)
-        default = "values" if _is_signal(a) and kind == "auto" else kind
-        readings = pair.readings(default, class_axis)
+    with undisturbed():
+        subjects = Subject.of(a, "a", dtype, device), Subject.of(b, "b", dtype, device)
+        pair = Pair.settle(*subjects, given, layers is not None, features)
+        readings = pair.readings(default_kind(a, kind), class_axis)
         run = Run(pair, readings, layers)
         for batch_of_inputs in given.batches(batch, seed):
             run.add(batch_of_inputs)
@@ -134,15 +136,17 @@ def _check(batch: int, layers: Any, features: str, confidence: float, interval: 
         raise ScoreError(f"interval={clean(repr(interval), 60)}: expected bca or percentile")
 
 
-def _made_up(network: Comparable, seed: int) -> ProbeInputs:
+def made_up(network: Comparable, seed: int) -> ProbeInputs:
+    """Inputs for a checkpoint, drawn as its architecture describes them."""
     if not isinstance(network, Checkpoint):
         raise ScoreError("no inputs", hint="give inputs, or ProbeInputs of a description of them")
     return ProbeInputs.of(network, seed=seed)
 
 
-def _is_signal(network: Comparable) -> bool:
-    """Whether the outputs are known to be values of a signal, however many there are."""
-    return isinstance(network, Checkpoint) and network.architecture.family == SIREN.name
+def default_kind(network: Comparable, kind: str | Mapping[str, str]) -> str | Mapping[str, str]:
+    """``kind``, but ``values`` instead of ``auto`` where a checkpoint says that it holds a signal."""
+    signal = isinstance(network, Checkpoint) and network.architecture.family == SIREN.name
+    return "values" if signal and kind == "auto" else kind
 
 
 def _line(pair: Pair, reading: Reading, points: int, batch: int, seed: int) -> Line | None:

@@ -2,8 +2,8 @@
 
 Means and ratios of sums over inputs: the bootstrap, bias-corrected and accelerated (Efron, Better bootstrap
 confidence intervals, 1987; the acceleration from the influence of each input). Shares of agreement: Wilson's interval
-(1927), since a bootstrap of 1,000 agreements in 1,000 says [1, 1]. Changes of accuracy: Agresti and Min, Simple improved
-confidence intervals for comparing matched proportions, 2005, for the same reason.
+(1927), since a bootstrap of 1,000 agreements in 1,000 says [1, 1]. Changes of accuracy: Agresti and Min, Simple
+improved confidence intervals for comparing matched proportions, 2005, for the same reason.
 """
 
 from __future__ import annotations

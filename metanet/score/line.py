@@ -10,7 +10,7 @@ from torch import Tensor
 import symmetry
 from metanet.errors import ScoreError
 from metanet.score.inputs import Inputs
-from metanet.score.measures import Reading, divergence, log_probabilities, numbers, rows_first
+from metanet.score.measures import Reading, divergence, laid_out, log_probabilities, numbers, rows_first
 from metanet.score.subjects import Subject, tensor_leaves
 from metanet.score.values import Line
 
@@ -33,17 +33,17 @@ def _losses(value: Tensor, ends: tuple[Tensor, Tensor], reading: Reading, labels
     With labels: cross entropy or squared error. Without: the mean distance from the answers of both ends, so that it is
     the same from either side.
     """
+    found = laid_out(value, reading)
     if reading.distribution:
-        found = log_probabilities(value, reading)
+        found = log_probabilities(found, reading)
         if labels is not None:
-            target = labels.to(found.device, torch.int64).reshape(len(labels), -1)
-            return -found.gather(-1, target[..., None])[..., 0].mean(-1)
-        distances = [divergence(log_probabilities(end, reading), found).mean(-1) for end in ends]
+            target = labels.to(found.device, torch.int64).reshape(1, len(labels), -1)
+            return -found.gather(0, target)[0].mean(-1)
+        distances = [divergence(log_probabilities(laid_out(end, reading), reading), found, 0).mean(-1) for end in ends]
     else:
-        flat = numbers(value).reshape(len(value), -1)
         if labels is not None:
-            return (flat - numbers(labels.to(flat.device)).reshape(len(value), -1)).square().mean(-1)
-        distances = [(flat - numbers(end).reshape(len(value), -1)).square().mean(-1) for end in ends]
+            return (found[..., 0] - numbers(labels.to(found.device)).reshape(len(value), -1).T).square().mean(0)
+        distances = [(found - laid_out(end, reading)).square().mean((0, -1)) for end in ends]
     return (distances[0] + distances[1]) / 2.0
 
 

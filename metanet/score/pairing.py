@@ -101,6 +101,8 @@ class Pair:
                 self.inputs.labels[: len(output.first[0])] if number == 0 and self.inputs.labels is not None else None
             )
             whole = self.inputs.labels if number == 0 else None
+            if number > 0 and chosen == "auto":
+                chosen = "values"
             if chosen != "auto" and not output.first[0].is_floating_point():
                 chosen = "auto"
             reading, note = reading_of(output.name, *output.first, labels, chosen, class_axis)

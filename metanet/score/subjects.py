@@ -89,8 +89,20 @@ class Subject:
     device: torch.device
 
     @classmethod
-    def of(cls, given: Comparable, name: str, dtype: torch.dtype | None) -> Subject:
+    def of(
+        cls,
+        given: Comparable,
+        name: str,
+        dtype: torch.dtype | None,
+        device: str | torch.device | None = None,
+    ) -> Subject:
         """A copy of what the user gave.
+
+        Args:
+            given: a module, a checkpoint, or a module and a state.
+            name: for messages.
+            dtype: to convert it to, or ``None``.
+            device: to move it to, or ``None``.
 
         Raises:
             ScoreError: for anything that is no network, or a state that does not fit its module.
@@ -113,6 +125,8 @@ class Subject:
             _load(model, state, name, dtype)
         elif dtype is not None:
             convert(model, dtype)
+        if device is not None:
+            model = model.to(device)
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         if len(devices) > 1:
             shown = ", ".join(sorted(map(str, devices)))
@@ -129,7 +143,7 @@ class Subject:
         """
         try:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                arguments, named = self._placed(positional), self._placed(dict(keywords))
+                arguments, named = self.placed(positional), self.placed(dict(keywords))
                 if state is None:
                     return self.model(*arguments, **named)
                 return torch.func.functional_call(self.model, dict(state), tuple(arguments), named)
@@ -143,7 +157,9 @@ class Subject:
                 hint=hint,
             ) from error
 
-    def _placed(self, value: Any) -> Any:
+    def placed(self, value: Any) -> Any:
+        """Arguments on the network's device, real numbers in its dtype."""
+
         def place(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
@@ -179,7 +195,16 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], name: str, dtype: torch
 
 
 @contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Networks that draw numbers while they run leave the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        yield
+def undisturbed() -> Iterator[None]:
+    """Networks that draw numbers while they run leave the global generator as it was.
+
+    PyTorch's fused kernel of a transformer layer is off meanwhile: it calls none of the layer's modules, and knows no
+    stacks of networks.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -1,0 +1,137 @@
+"""How are many networks of one architecture run at once?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metanet.checkpoint import Checkpoint
+from metanet.errors import ScoreError, clean
+from metanet.score.subjects import Comparable, Subject, tensor_leaves
+
+__all__ = ["Stack", "key_of", "state_of"]
+
+
+def key_of(given: Comparable) -> tuple[Any, ...]:
+    """Equal for networks that can be stacked: the same architecture, or states for one and the same module."""
+    if isinstance(given, Checkpoint):
+        return "checkpoint", given.architecture
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], nn.Module):
+        return "module and state", id(given[0])
+    return "module", id(given)
+
+
+def state_of(given: Comparable) -> Mapping[str, Tensor] | None:
+    """The state that comes with a network; ``None`` for a bare module, which has its own."""
+    if isinstance(given, Checkpoint):
+        return given.state
+    return given[1] if isinstance(given, tuple) else None
+
+
+class Stack:
+    """A module of one architecture that is run with the stacked states of many networks.
+
+    Args:
+        subject: one of the networks, ready to run.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.own = subject.model.state_dict(keep_vars=True)
+        seen: set[int] = set()
+        # Tied tensors are given once: under another name they are the same tensor again.
+        self.names = []
+        for name, value in self.own.items():
+            if isinstance(value, Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                self.names.append(name)
+        self.shapes = {name: value.shape for name, value in self.own.items() if isinstance(value, Tensor)}
+
+    def numbers_per_network(self, positional: Sequence[Any], keywords: Mapping[str, Any]) -> int:
+        """How many numbers one network needs on these inputs: its tensors and what its modules give out."""
+        count = sum(value.numel() for value in self.own.values() if isinstance(value, Tensor))
+        made: list[int] = []
+
+        def hear(module: nn.Module, arguments: Any, output: Any) -> None:
+            made.append(sum(leaf.numel() for _, leaf in tensor_leaves(output)))
+
+        modules = [module for module in self.subject.model.modules() if not any(True for _ in module.children())]
+        handles = [module.register_forward_hook(hear) for module in modules]
+        try:
+            self.subject.run(positional, keywords)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return count + sum(made)
+
+    def stacked(self, states: Sequence[Mapping[str, Tensor] | None], named: Sequence[str]) -> dict[str, Tensor]:
+        """The states of many networks, one tensor for each name, on the device and in the dtype of the module.
+
+        Args:
+            states: one for each network; ``None`` stands for the module's own.
+            named: what messages call each network.
+
+        Raises:
+            ScoreError: for a state that does not fit, with the first difference.
+        """
+        given = [self.own if state is None else state for state in states]
+        result = {}
+        try:
+            with torch.no_grad():
+                for name in self.names:
+                    own = self.own[name]
+                    parts = [state[name] for state in given]
+                    if len({(part.dtype, part.device) for part in parts}) > 1:
+                        parts = [part.to(own.device, own.dtype) for part in parts]
+                    result[name] = torch.stack(parts).to(own.device, own.dtype)
+                    if result[name].shape[1:] != own.shape:
+                        raise ValueError(name)
+        except (KeyError, RuntimeError, ValueError):
+            # Looked at one by one only now: thousands of good states need no look.
+            for state, name in zip(given, named, strict=True):
+                self._check(state, name)
+            raise
+        return result
+
+    def _check(self, state: Mapping[str, Tensor], name: str) -> None:
+        for key, shape in self.shapes.items():
+            if key not in state or state[key].shape != shape:
+                found = f"shape {list(state[key].shape)}" if key in state else "no such tensor"
+                raise ScoreError(
+                    f"{name}: {clean(repr(key), 80)} has {found} in the state, {list(shape)} in the module",
+                    hint="give every state with the module that it belongs to",
+                )
+
+    def run(self, states: Mapping[str, Tensor], positional: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors that the networks answer with, in order; those of all networks along a new first axis."""
+        subject = self.subject
+        count = len(next(iter(states.values())))
+        if count == 1:
+            single = {name: value[0] for name, value in states.items()}
+            return [leaf[None] for _, leaf in tensor_leaves(subject.run(positional, keywords, single))]
+        arguments, named = subject.placed(tuple(positional)), subject.placed(dict(keywords))
+
+        def answer(state: dict[str, Tensor]) -> list[Tensor]:
+            made = torch.func.functional_call(subject.model, state, arguments, named)
+            return [leaf for _, leaf in tensor_leaves(made)]
+
+        try:
+            # Fused attention knows no stacks.
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with torch.no_grad(), torch.autocast(subject.device.type, enabled=False), plain:
+                found: list[Tensor] = torch.func.vmap(answer)(dict(states))
+        except RuntimeError as error:
+            raise ScoreError(
+                f"{type(subject.model).__name__} cannot be run for many networks at once: {clean(error, 160)}",
+                hint="compare its networks one by one",
+            ) from error
+        return found
+
+    def __repr__(self) -> str:
+        numbers = sum(math.prod(self.shapes[name]) for name in self.names)
+        return f"Stack({type(self.subject.model).__name__}: {numbers} numbers each)"
