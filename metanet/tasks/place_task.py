@@ -39,6 +39,8 @@ class PlaceTask:
         examples: Number of these inputs.
         batch: Networks per step, about.
         chunk: Networks of one architecture that go together, about.
+        within: Weight of an additional loss on what differs within each space or tensor, on a scale of its own: most of
+            what differs lies between layers and between networks, and would rule alone.
     """
 
     name: ClassVar[str] = ""
@@ -50,6 +52,7 @@ class PlaceTask:
     examples: int = 64
     batch: int = 16
     chunk: int = 8
+    within: float = 2.0
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -58,6 +61,7 @@ class PlaceTask:
             ("examples", self.examples >= 2, "2 or more"),
             ("batch", self.batch >= 1, "1 or more"),
             ("chunk", self.chunk >= 1, "1 or more"),
+            ("within", self.within >= 0, "0 or more"),
         ):
             if not good:
                 raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.{name}")
@@ -119,7 +123,23 @@ class PlaceTask:
             wanted = (data.flat(number) - transform.mean) / transform.deviation
             said = joined(answer, data.targets[number])
             losses.append(nn.functional.huber_loss(said, wanted.to(said)))
-        return torch.stack(losses).mean()
+            if self.within:
+                target = data.targets[number]
+                one = torch.cat([_centred(answer[name]) for name in target])
+                two = torch.cat([_centred(value) for value in target.values()]).to(said) / transform.deviation
+                spread = self.spread(data) / transform.deviation
+                losses.append(self.within * nn.functional.huber_loss(one / spread, two / spread))
+        return torch.stack(losses).sum() / len(batch)
+
+    def spread(self, data: PlaceData) -> float:
+        """The deviation of the targets within spaces or tensors, over the training part."""
+
+        def measure() -> float:
+            parts = [_centred(value) for i in data.part("train") for value in data.targets[i].values()]
+            return max(float(torch.cat(parts).double().square().mean().sqrt()), 1e-6)
+
+        found: float = data.remember("spread", measure)
+        return found
 
     def metrics(self, model: nn.Module, data: PlaceData) -> dict[str, float]:
         places = data.part("val")
@@ -266,6 +286,11 @@ def mean_tau(targets: Sequence[Mapping[str, Tensor]], answers: Sequence[Mapping[
         if own:
             taus.append(float(np.mean(own)))
     return float(np.mean(taus)) if taus else float("nan")
+
+
+def _centred(value: Tensor) -> Tensor:
+    flat = value.reshape(-1)
+    return flat - flat.mean()
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
