@@ -92,7 +92,7 @@ def build_zoo(
     """
     plan = plan_zoo(parsed := parse_config(config), load_images(parsed.data))
     folder = Path(folder)
-    with _locked(folder), _reporter(progress) as report:
+    with locked(folder), _reporter(progress) as report:
         _begin(folder, plan.config, plan.data)
         if not (folder / MANIFEST).exists():
             _clear_temporary(folder)
@@ -107,7 +107,7 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,13 +9,10 @@ the module computes at the border of an image follows this package's padding.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,51 +22,47 @@ from torch import Tensor
 from metanet.checkpoint import Architecture
 from metanet.errors import ZooError, clean
 
-__all__ = ["PublishedNetwork", "SmallCnnZoo", "read_small_cnn_zoo"]
+from .published import PublishedNetwork, PublishedZoo, is_number, read_table
+
+__all__ = ["SmallCnnZoo", "read_small_cnn_zoo"]
 
 FINAL_STEP = 86
+_ZOO = "the Small CNN Zoo"
+_METRICS = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 _SHAPE = re.compile(r"\(\s*([0-9]{1,7}(?:\s*,\s*[0-9]{1,7})*)\s*,?\s*\)")
-_MAX_TABLE_BYTES = 1 << 30
+# The column that names a training; all its checkpoints have the same one.
+_RUN = "modeldir"
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedNetwork:
-    """One network of a published zoo.
-
-    Args:
-        state: its weights, in PyTorch's order.
-        architecture: what builds its module.
-        metrics: the columns of the table that hold numbers.
-        config: the columns that begin with "config.", as text.
-        split: "train" or "test".
-    """
-
-    state: Mapping[str, Tensor]
-    architecture: Architecture
-    metrics: Mapping[str, float]
-    config: Mapping[str, str]
-    split: str
-
-
-class SmallCnnZoo(Sequence[PublishedNetwork]):
-    """The networks of one step, in the order of the file; the last half is "test". Use :func:`read_small_cnn_zoo`."""
+class SmallCnnZoo(PublishedZoo):
+    """Networks in the order of the file; the last half of the trainings is "test". Use :func:`read_small_cnn_zoo`."""
 
     def __init__(
         self,
+        folder: Path,
         weights: np.ndarray,
         rows: Sequence[int],
         table: Sequence[Mapping[str, str]],
         tensors: Sequence[tuple[int, tuple[int, ...]]],
         architectures: Mapping[str, Architecture],
     ) -> None:
+        self.folder = folder
+        self.metrics = tuple(name for name in _METRICS if name in table[0])
         self._weights, self._rows, self._table = weights, rows, table
         self._tensors, self._architectures = tensors, architectures
+        runs = list(dict.fromkeys(self._run(row) for row in rows))
+        self._tested = frozenset(runs[len(runs) // 2 :])
+
+    def _run(self, row: int) -> str:
+        return self._table[row].get(_RUN, str(row))
+
+    def parts(self) -> list[tuple[str, str]]:
+        """Run and part of every network, without reading weights."""
+        runs = [self._run(row) for row in self._rows]
+        return [(run, "test" if run in self._tested else "train") for run in runs]
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def __iter__(self) -> Iterator[PublishedNetwork]:
-        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> PublishedNetwork:  # type: ignore[override]
         row = self._rows[i]
@@ -79,20 +72,16 @@ class SmallCnnZoo(Sequence[PublishedNetwork]):
             name: _turned(numbers[start : start + math.prod(shape)], shape)
             for name, (start, shape) in zip(architecture.shapes(), self._tensors, strict=True)
         }
-        metrics = {key: float(text) for key, text in record.items() if _is_number(key, text)}
+        metrics = {
+            key: float(text) for key, text in record.items() if not key.startswith("config.") and is_number(text)
+        }
         config = {key.removeprefix("config."): text for key, text in record.items() if key.startswith("config.")}
-        split = "test" if range(len(self))[i] >= len(self) // 2 else "train"
-        return PublishedNetwork(state, architecture, metrics, config, split)
-
-
-def _is_number(key: str, text: str) -> bool:
-    if key.startswith("config."):
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        run, step = self._run(row), record["step"]
+        split = "test" if run in self._tested else "train"
+        if not (step.isascii() and step.isdigit()):
+            stated = f"line {row + 2} has step {clean(repr(step), 40)}, expected a whole number"
+            raise ZooError(stated, where=self.folder / "metrics.csv.gz")
+        return PublishedNetwork(state, architecture, metrics, config, split, run, int(step), name=f"{run}, step {step}")
 
 
 def _turned(numbers: np.ndarray, shape: tuple[int, ...]) -> Tensor:
@@ -136,41 +125,16 @@ def read_small_cnn_zoo(
         raise ZooError(f"no network of step {step}", where=folder / "metrics.csv.gz", hint="give step=None for all")
     activations = {table[row]["config.activation"] for row in rows}
     architectures = {name: _architecture(folder, tensors, name, strides, size) for name in sorted(activations)}
-    return SmallCnnZoo(weights, rows, table, tensors, architectures)
-
-
-def _read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                data = file.read(_MAX_TABLE_BYTES + 1)
-        else:
-            data = path.read_bytes()[: _MAX_TABLE_BYTES + 1]
-        text = data.decode("utf-8")
-    except (OSError, EOFError, ValueError) as error:
-        raise ZooError(f"cannot be read: {clean(error, 120)}", where=path, hint="fetch it again") from error
-    if len(data) > _MAX_TABLE_BYTES:
-        raise ZooError("is larger than 1 GiB, which no such table is", where=path)
-    reader = csv.DictReader(text.splitlines())
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
-    if missing:
-        raise ZooError(f"has no column {missing[0]!r}", where=path, hint="is it a table of the Small CNN Zoo?")
-    rows = list(reader)
-    if not rows:
-        raise ZooError("has no rows", where=path)
-    for number, row in enumerate(rows, 2):
-        if None in row or any(value is None for value in row.values()):
-            raise ZooError(f"line {number} has not as many fields as the first", where=path)
-    return rows
+    return SmallCnnZoo(folder, weights, rows, table, tensors, architectures)
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    return _read_rows(path, ("step", "config.activation", "test_accuracy", "train_accuracy"))
+    return read_table(path, ("step", "config.activation", "test_accuracy", "train_accuracy"), _ZOO)
 
 
 def _layout(path: Path) -> list[tuple[int, tuple[int, ...]]]:
     tensors: list[tuple[int, tuple[int, ...], str]] = []
-    for row in _read_rows(path, ("varname", "start_idx", "end_idx", "size", "shape")):
+    for row in read_table(path, ("varname", "start_idx", "end_idx", "size", "shape"), _ZOO):
         name, match = clean(repr(row["varname"]), 60), _SHAPE.fullmatch(row["shape"].strip())
         if match is None:
             raise ZooError(f"{name} has shape {clean(repr(row['shape']), 60)}, expected (3, 3, 1, 16)", where=path)

@@ -16,6 +16,7 @@ from metanet.errors import MetanetError
 from .inr_zoo import InrDraw, measure_inr
 from .measure import evaluate_on, measure_one
 from .plan import parse_config, plan_zoo
+from .published import KIND as PUBLISHED
 from .records import METRICS
 from .storage import digest, read_manifest, safe_path
 from .trainer import data_of_run
@@ -45,6 +46,7 @@ class VerifyReport:
         sampled: how many networks were read and measured again.
         worst_loss_error: the largest relative difference of a loss that was met.
         problems: everything that is wrong, one line each.
+        measured: whether the sample was measured and not only read: the images of a published zoo are not there.
     """
 
     folder: str
@@ -56,6 +58,7 @@ class VerifyReport:
     sampled: int
     worst_loss_error: float
     problems: tuple[str, ...]
+    measured: bool = True
 
     @property
     def passed(self) -> bool:
@@ -67,7 +70,9 @@ class VerifyReport:
         lines = [
             f"{self.folder}: {self.snapshots} networks of {self.runs} runs",
             f"failed runs: {self.failed} ({self.failed_share:.1%}, at most {self.max_failed:.1%})",
-            f"measured again: {self.sampled} networks, worst relative difference of a loss {self.worst_loss_error:.1e}",
+            f"measured again: {self.sampled} networks, worst relative difference of a loss {self.worst_loss_error:.1e}"
+            if self.measured
+            else f"read again: {self.sampled} networks; their published metrics cannot be measured without the images",
         ]
         lines += [f"problem: {problem}" for problem in self.problems[:20]]
         if len(self.problems) > 20:
@@ -117,10 +122,14 @@ def verify_zoo(
             f"{share:.1%} of the runs failed, at most {max_failed:.1%} may; first: {zoo.failures[0]['reason']}"
         )
     rows = np.random.default_rng(seed).permutation(len(zoo))[: max(0, sample)]
-    worst = 0.0
+    worst, published = 0.0, zoo.kind == PUBLISHED
     try:
-        draw = plan_zoo(parse_config(manifest["config"]), zoo.data).draw
+        draw = None if published else plan_zoo(parse_config(manifest["config"]), zoo.data).draw
         for count, row in enumerate(sorted(rows.tolist()), 1):
+            if draw is None:
+                problems += _read_again(zoo[row], f"row {row}")
+                progress(count, len(rows))
+                continue
             settings = draw.runs[zoo[row].run] if zoo[row].run < len(draw.runs) else None
             found, difference = _measure_again(zoo[row], settings, draw)
             problems += found
@@ -129,7 +138,16 @@ def verify_zoo(
     except MetanetError as error:
         problems.append(str(error))
     return VerifyReport(
-        str(folder), len(zoo), len(runs), len(zoo.failures), share, max_failed, len(rows), worst, tuple(problems)
+        str(folder),
+        len(zoo),
+        len(runs),
+        len(zoo.failures),
+        share,
+        max_failed,
+        len(rows),
+        worst,
+        tuple(problems),
+        not published,
     )
 
 
@@ -161,14 +179,19 @@ def _split_problems(zoo: Zoo) -> list[str]:
     ]
 
 
+def _read_again(entry: ZooEntry, name: str) -> list[str]:
+    state = entry.state
+    bad = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
+    return [f"{name}: tensor '{bad[0]}' is not finite"] if bad else []
+
+
 def _measure_again(entry: ZooEntry, settings: Any, draw: Any) -> tuple[list[str], float]:
     name = f"run {entry.run}, snapshot {entry.record['snapshot']}"
     if settings is None or entry.architecture != draw.architectures[settings.architecture]:
         return [f"{name}: is no run of this configuration"], 0.0
+    if problems := _read_again(entry, name):
+        return problems, 0.0
     state = entry.state
-    bad = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        return [f"{name}: tensor '{bad[0]}' is not finite"], 0.0
     data = entry.zoo.data
     if isinstance(draw, InrDraw):
         if (settings.image, settings.split) != (entry.record["image"], entry.split):
@@ -184,7 +207,7 @@ def _measure_again(entry: ZooEntry, settings: Any, draw: Any) -> tuple[list[str]
     loss, accuracy = measure_one(state, entry.architecture, data.pool_images[rows], labels)
     measured = {"train_loss": loss, "train_accuracy": accuracy, **evaluate_on(data, state, entry.architecture)}
     counts = {"train_accuracy": len(rows), "test_accuracy": len(data.test_labels)}
-    problems, worst = [], 0.0
+    worst = 0.0
     for metric in METRICS:
         stated, found = entry.metrics[metric], measured[metric]
         known = isinstance(stated, int | float)

@@ -22,6 +22,7 @@ from .config import SPLITS
 from .images import ImageData, load_images
 from .inr_config import KIND
 from .measure import evaluate_on
+from .published import KIND as PUBLISHED
 from .records import CONFIG_COLUMNS, INR_METRICS, METRICS
 from .storage import CONFIG, INDEX, read_index, read_manifest, safe_path
 
@@ -82,7 +83,9 @@ class ZooEntry:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Loss and accuracy on the run's own images and on the test set; of an image, its loss and PSNR."""
+        """Loss and accuracy on the run's own images and on the test set; of an image, its loss and PSNR; of a published
+        network, what its table says.
+        """
         return {name: self.record[name] for name in self.zoo.metrics}
 
     @property
@@ -106,9 +109,9 @@ class ZooEntry:
         return str(self.record["split"])
 
     def __repr__(self) -> str:
-        name = self.zoo.metrics[-1]
-        quality = f"{name}={self.record[name]:.4f}"
-        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, {quality}, {self.architecture})"
+        known = [name for name in self.zoo.metrics[-1:] if self.record[name] is not None]
+        quality = "".join(f"{name}={self.record[name]:.4f}, " for name in known)
+        return f"ZooEntry(run={self.run}, step={self.step}, {self.split}, {quality}{self.architecture})"
 
 
 class Zoo:
@@ -128,12 +131,17 @@ class Zoo:
 
     @property
     def kind(self) -> str:
-        """What its networks are: "classifiers" of images, or "inr" where they are images themselves."""
+        """What its networks are: "classifiers" of images, "inr" where they are images themselves, or "published" where
+        they were imported.
+        """
         return str(self.manifest["config"].get("kind", "classifiers"))
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The columns that say how good a network is; the last one says it best."""
+        """The columns that say how good a network is; the last one says it best. A published zoo may have none."""
+        if self.kind == PUBLISHED:
+            stated = self.manifest["config"].get("metrics")
+            return tuple(stated) if isinstance(stated, list) and all(isinstance(s, str) for s in stated) else ()
         return INR_METRICS if self.kind == KIND else METRICS
 
     @classmethod
@@ -256,6 +264,10 @@ class Zoo:
         Raises:
             ZooError: if they are not there or not the same.
         """
+        if self.kind == PUBLISHED:
+            raise ZooError(
+                "is a published zoo: the images that its networks learned are no part of it", where=self.folder
+            )
         data = load_images(self.manifest["config"]["data"])
         if data.fingerprint != self.manifest["data_sha256"]:
             raise ZooError(

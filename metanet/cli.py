@@ -25,6 +25,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "bring a network into the basis of another, so that their weights can be compared or averaged",
     ),
     ("zoo", "build"): ("zoo_build", "train a zoo: many networks of varied quality at once; resumes after a kill"),
+    ("zoo", "import"): ("zoo_import", "make a published zoo (CNNs, INRs, transformers) one that can be trained on"),
     ("zoo", "verify"): ("zoo_verify", "load and measure a sample of a zoo's networks again"),
     ("train",): ("train", "train a metanetwork on a zoo; resumes after a kill"),
     ("predict",): ("predict", "ask a trained metanetwork about one checkpoint file, or thousands"),

@@ -23,6 +23,7 @@ from metanet.checkpoint.families import CNN, MLP, Family
 from metanet.checkpoint.families_inr import SIREN
 from metanet.checkpoint.families_recurrent import GRU
 from metanet.checkpoint.families_transformer import TRANSFORMER
+from metanet.checkpoint.families_zoo import ZOO_TRANSFORMER
 from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import CheckpointError, clean
 
@@ -31,7 +32,7 @@ __all__ = ["FACTORY", "FAMILIES", "FORMAT", "Architecture"]
 FORMAT = "metanet.architecture/1"
 FACTORY = "factory"
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.name: family for family in (MLP, CNN, TRANSFORMER, GRU, SIREN, CHAINS)}
+    {family.name: family for family in (MLP, CNN, TRANSFORMER, GRU, SIREN, ZOO_TRANSFORMER, CHAINS)}
 )
 
 

@@ -53,13 +53,16 @@ def find_weights(folder: Path) -> Path:
     return files[0]
 
 
-def read(path: Path, key: str | None = None, inputs: Sequence[Any] | None = None) -> Raw:
+def read(
+    path: Path, key: str | None = None, inputs: Sequence[Any] | None = None, plain: Sequence[str] = ()
+) -> Raw:
     """The tensors in ``path``.
 
     Args:
         path: a file, or a folder: one of the Hugging Face Hub, or one that holds a single file.
         key: where the state dict is inside a torch file.
         inputs: example inputs for the graph in an ONNX file.
+        plain: entries of a torch state dict that may be plain numbers or text; they become metadata.
 
     Raises:
         CheckpointError: for anything that is no checkpoint, with the reason.
@@ -76,11 +79,11 @@ def read(path: Path, key: str | None = None, inputs: Sequence[Any] | None = None
             start = file.read(16)
             file.seek(0)
             if start.startswith(ZIP_START):
-                return _read_zip(file, path, size, key)
+                return _read_zip(file, path, size, key, plain)
             if start.startswith(HDF5_START):
                 return read_keras_h5(file, path, size)
             if start.startswith(LEGACY_START):
-                return read_torch(file, path, size, key)
+                return read_torch(file, path, size, key, plain)
             if path.suffix == ".safetensors" or looks_like_safetensors(start, size):
                 return read_safetensors(file, path, size)
             known = any(start.startswith(magic) for magic, _ in OTHERS)
@@ -97,7 +100,7 @@ def _is_onnx(file: BinaryIO, size: int) -> bool:
         return looks_like_onnx(data, size)
 
 
-def _read_zip(file: BinaryIO, path: Path, size: int, key: str | None) -> Raw:
+def _read_zip(file: BinaryIO, path: Path, size: int, key: str | None, plain: Sequence[str]) -> Raw:
     archive = open_zip(file, path)
     names = archive.namelist()
     if POLICY in names:
@@ -109,4 +112,4 @@ def _read_zip(file: BinaryIO, path: Path, size: int, key: str | None) -> Raw:
     if is_script(names):
         return read_script(archive, path)
     file.seek(0)
-    return read_torch(file, path, size, key)
+    return read_torch(file, path, size, key, plain)

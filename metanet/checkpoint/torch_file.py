@@ -11,7 +11,7 @@ import mmap
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -160,7 +160,9 @@ def _follow(content: Any, path: tuple[str, ...]) -> Any:
     return content
 
 
-def _expected(content: Any, name: Path, key: str | None) -> tuple[tuple[str, ...], dict[str, TensorRef], Table]:
+def _expected(
+    content: Any, name: Path, key: str | None, plain: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, TensorRef], Table, dict[str, Any]]:
     if not isinstance(content, Table):
         raise CheckpointError("does not hold a dictionary", file=name, hint="save model.state_dict() with torch.save")
     path = _nested(content, name, key)
@@ -171,8 +173,12 @@ def _expected(content: Any, name: Path, key: str | None) -> tuple[tuple[str, ...
         raise CheckpointError("holds an empty state dict", file=name, hint="save model.state_dict() with torch.save")
     if len(table.items) > MAX_TENSORS:
         raise CheckpointError(f"holds more than {MAX_TENSORS} tensors", file=name, hint="split the file")
+    beside: dict[str, Any] = {}
     for tensor, value in table.items.items():
         check_tensor_name(tensor, name)
+        if tensor in plain and type(value) in (bool, int, float, str):
+            beside[tensor] = value
+            continue
         if not isinstance(value, TensorRef):
             raise CheckpointError(
                 f"is a {type(value).__name__.lower().replace('table', 'dictionary')} and no tensor",
@@ -180,10 +186,11 @@ def _expected(content: Any, name: Path, key: str | None) -> tuple[tuple[str, ...
                 tensor=tensor,
                 hint="save model.state_dict() alone, or under the key 'state_dict', or name its key with key=",
             )
-    return path, table.items, content
+    expected = {tensor: value for tensor, value in table.items.items() if tensor not in beside}
+    return path, expected, content, beside
 
 
-def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None) -> Raw:
+def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None, plain: Sequence[str] = ()) -> Raw:
     """The state dict in a torch file.
 
     Args:
@@ -191,6 +198,7 @@ def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None) ->
         name: for messages.
         size: of the file in bytes.
         key: where in the file the state dict is, parts joined by ``/``; found by itself where it has a usual name.
+        plain: entries of the state dict that may be plain numbers or text, such as a label; they become metadata.
 
     Raises:
         CheckpointError: for anything but a state dict of tensors.
@@ -203,7 +211,7 @@ def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None) ->
             content, storages = _with_clamped_reads(file, lambda view: _scan_legacy(view, name, size))
         else:
             content, storages = _scan_zip(file, name)
-        path, expected, top = _expected(content, name, key)
+        path, expected, top, beside = _expected(content, name, key, plain)
     except CheckpointError as error:
         raise error.within(name) from None
     file.seek(0)
@@ -212,14 +220,20 @@ def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None) ->
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = clean(str(error).split("\n", 1)[0], 160)
         raise CheckpointError(f"torch cannot read it ({reason})", file=name, hint="save the file again") from None
-    state = _as_state(_follow(loaded, path), expected, name)
+    found = _follow(loaded, path)
+    if beside and isinstance(found, dict):
+        if any(type(found.get(entry)) is not type(value) or found[entry] != value for entry, value in beside.items()):
+            raise CheckpointError("its two readings differ: the file is forged", file=name, hint="do not use it")
+        found = {tensor: value for tensor, value in found.items() if tensor not in beside}
+    state = _as_state(found, expected, name)
     devices = tuple(sorted({storage.location for storage in storages.values()}))
     skipped = tuple(clean(entry, 60) for entry in top.items if path and entry != path[0])
     prefix = "module." if all(tensor.startswith("module.") for tensor in state) else ""
     lightning = LIGHTNING in top.items and not legacy
     kind = "torch-legacy" if legacy else "lightning" if lightning else "torch"
     config = _plain_config(loaded.get(HYPER_PARAMETERS)) if lightning else {}
-    return Raw(state, Source(name, kind, "/".join(path), skipped, devices, prefix, config=MappingProxyType(config)))
+    source = Source(name, kind, "/".join(path), skipped, devices, prefix, config=MappingProxyType(config))
+    return Raw(state, source, MappingProxyType(beside))
 
 
 def _plain_config(value: Any) -> dict[str, Any]:

@@ -103,7 +103,10 @@ def zoo_values(zoo: Zoo, column: str | None) -> dict[str, Any]:
     summary = summarize(zoo)
     keys = ("name", "runs", "failed_runs", "networks", "parameters", "families", "split")
     values: dict[str, Any] = {key: summary[key] for key in keys}
-    values["data"] = f"images of {zoo.manifest['config']['data']['name']}"
+    config = zoo.manifest["config"]
+    values["data"] = (
+        f"a published zoo ({config['layout']})" if zoo.kind == "published" else f"images of {config['data']['name']}"
+    )
     if column is not None:
         values["values"] = [float(value) for value in zoo.index[column]]
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{folder}: {summary['networks']:,} networks of {summary['runs']:,} runs, {summary['failed_runs']} failed")
     parts = ", ".join(f"{name} {part['runs']}" for name, part in summary["split"].items())
     print(f"split by run: {parts}")
-    low, middle, high = (summary[zoo.metrics[-1]][key] for key in ("lowest", "median", "highest"))
-    print(f"{zoo.metrics[-1].replace('_', ' ')}: {low:.3f} to {high:.3f}, half of them above {middle:.3f}")
+    print_quality(zoo, summary)
     say(f"took {summary['seconds']:.1f} s; check it with: metanet zoo verify {folder}")
     return 0
+
+
+def print_quality(zoo: Zoo, summary: Mapping[str, Any]) -> None:
+    """How good the networks are, in a line; nothing for a published zoo that does not say."""
+    for metric in zoo.metrics[-1:]:
+        low, middle, high = (summary[metric][key] for key in ("lowest", "median", "highest"))
+        print(f"{metric.replace('_', ' ')}: {low:.3f} to {high:.3f}, half of them above {middle:.3f}")
 
 
 def summarize(zoo: Zoo) -> dict[str, Any]:
     """What is in a zoo, as plain data."""
     import numpy
 
-    quality = zoo.index[zoo.metrics[-1]]
     families: dict[str, int] = {}
     for number in zoo.index["architecture"].tolist():
         family = zoo.architectures[number].family
@@ -80,10 +86,13 @@ def summarize(zoo: Zoo) -> dict[str, Any]:
             part: {"runs": len(numpy.unique(runs[zoo.split(part)])), "networks": len(zoo.split(part))}
             for part in ("train", "val", "test")
         },
-        zoo.metrics[-1]: {
-            "lowest": float(quality.min()),
-            "median": float(numpy.median(quality)),
-            "highest": float(quality.max()),
+        **{
+            metric: {
+                "lowest": float(numpy.nanmin(quality)),
+                "median": float(numpy.nanmedian(quality)),
+                "highest": float(numpy.nanmax(quality)),
+            }
+            for metric, quality in ((metric, zoo.index[metric]) for metric in zoo.metrics[-1:])
         },
     }
 

@@ -49,7 +49,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], capsys: p
     ("words", "said"),
     [
         (["inspct"], "'inspct' is no command; expected one of: demo, inspect"),
-        (["zoo"], "'zoo' is no command; expected one of: zoo build, zoo verify"),
+        (["zoo"], "'zoo' is no command; expected one of: zoo build, zoo import, zoo verify"),
         (["zoo", "destroy"], "'zoo destroy' is no command"),
         (["--colour"], "--colour"),
         (["inspect"], "FILE"),

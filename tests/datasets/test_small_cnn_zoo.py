@@ -11,37 +11,22 @@ import torch
 
 from metanet.datasets import read_small_cnn_zoo
 from metanet.errors import ZooError
-
-SHAPES = [(4,), (3, 3, 2, 4), (5,), (3, 3, 4, 5), (3,), (5, 3)]
-NAMES = ["conv/bias:0", "conv/kernel:0", "conv_1/bias:0", "conv_1/kernel:0", "dense/bias:0", "dense/kernel:0"]
-
-
-def lay(folder: Path) -> np.ndarray:
-    """A folder in the published layout: four networks, each at steps 10 and 86."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines, at = ["varname,start_idx,end_idx,size,shape"], 0
-    for name, shape in zip(NAMES, SHAPES, strict=True):
-        size = int(np.prod(shape))
-        lines.append(f'{name},{at},{at + size},{size},"{shape}"')
-        at += size
-    (folder / "layout.csv").write_text("\n".join(lines) + "\n")
-    weights = np.random.default_rng(0).standard_normal((8, at)).astype(np.float32)
-    np.save(folder / "weights.npy", weights)
-    rows = ["config.activation,config.learning_rate,modeldir,step,test_accuracy,train_accuracy"]
-    rows += [f"{('relu', 'tanh')[i % 4 // 2]},0.1,m{i // 2},{(10, 86)[i % 2]},0.{i + 1},0.9" for i in range(8)]
-    (folder / "metrics.csv.gz").write_bytes(gzip.compress(("\n".join(rows) + "\n").encode()))
-    return weights
+from tests.datasets.published import small_cnn_zoo
 
 
 def test_networks_come_back_in_the_order_of_the_file(tmp_path: Path) -> None:
-    weights = lay(tmp_path)
+    weights = small_cnn_zoo(tmp_path)
     zoo = read_small_cnn_zoo(tmp_path, strides=(2, 1), size=8)
     assert [network.split for network in zoo] == ["train", "train", "test", "test"]
     assert [network.metrics["test_accuracy"] for network in zoo] == [0.2, 0.4, 0.6, 0.8]
     assert [network.architecture.options["activation"] for network in zoo] == ["relu", "tanh"] * 2
     assert zoo[-1].split == "test"
     assert zoo[0].config["learning_rate"] == "0.1"
-    assert len(read_small_cnn_zoo(tmp_path, step=None, strides=(2, 1), size=8)) == 8
+    # All checkpoints of a training are in its part: the last half of the trainings, not of the rows, is tested on.
+    every = read_small_cnn_zoo(tmp_path, step=None, strides=(2, 1), size=8)
+    assert [(network.run, network.step) for network in every][:3] == [("m0", 10), ("m0", 86), ("m1", 10)]
+    assert [network.split for network in every] == ["train"] * 4 + ["test"] * 4
+    assert every.parts() == [(network.run, network.split) for network in every]
     # The second network at its last step: row 3 of the matrix, TensorFlow's order of the axes.
     state, row = zoo[1].state, weights[3]
     kernel = row[4:76].reshape(3, 3, 2, 4)
@@ -69,7 +54,7 @@ def test_networks_come_back_in_the_order_of_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_wrong_are_refused(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
-    lay(tmp_path)
+    small_cnn_zoo(tmp_path)
     path = tmp_path / file
     data = path.read_bytes()
     text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
@@ -82,7 +67,7 @@ def test_files_that_are_wrong_are_refused(tmp_path: Path, file: str, old: str, n
 
 
 def test_weights_that_are_no_plain_matrix_are_refused(tmp_path: Path) -> None:
-    lay(tmp_path)
+    small_cnn_zoo(tmp_path)
     np.save(tmp_path / "weights.npy", np.zeros((8, 3), np.float32))
     with pytest.raises(ZooError, match="expected floats"):
         read_small_cnn_zoo(tmp_path, strides=(2, 1), size=8)
