@@ -95,14 +95,14 @@ def _moved(bucket: Bucket, values: tuple[Tensor | None, ...]) -> Bucket:
         if new is None or old is None:
             narrow.append(None)
             continue
-        value, logs[:, number] = _within(new, old.dtype)
+        value, logs[:, number] = _within(new, old.dtype, bucket.topology.blocks[number].offset is not None)
         narrow.append(value)
     return replace(bucket, values=tuple(narrow), origin=None, cache={_EXCESS: logs} if bool(logs.any()) else {})
 
 
-def _within(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+def _within(value: Tensor, dtype: torch.dtype, variance: bool) -> tuple[Tensor, Tensor | float]:
     """In another dtype: networks too large for it divided as a whole, so that no ratio is lost; and by what, as a
-    logarithm.
+    logarithm. Variances, which are read as logarithms, are cut instead.
 
     The gauge leaves all scale to what stands behind the last scaling: products of all sizes of a network, far out of
     range where its weights are large.
@@ -111,6 +111,8 @@ def _within(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
     over = value.detach().abs().flatten(1).amax(1) / most if value.numel() else value.new_zeros(len(value))
     if not bool((over > 1).any()):
         return value.to(dtype), 0.0
+    if variance:
+        return value.clamp(max=most).to(dtype), 0.0
     over = over.clamp(min=1.0)
     return (value / over.reshape(-1, *[1] * (value.ndim - 1))).to(dtype), over.log()
 
