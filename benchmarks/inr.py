@@ -6,7 +6,9 @@ draws which networks are trained on; the validation part chooses the epoch):
     responses   the operator sweep: networks run on learned points, mixed behind every activation
     probing     learned points without the mix
     render      the picture at the pixels, through the same small convolutional network, with the same random maps
-    strict      weights only: messages along edges in each network's frame; no points, no sines, nothing is run
+    strict      weights only: learned channels that keep to permutations, signs and phases (model=strict_weights); no
+                points, no sines, nothing is run
+    framed      weights only: messages along edges in each network's frame (model=framed_weights)
     flat        multilayer perceptron on raw weights
     statistics  layer statistics and gradient boosting
     nfn         nfn 0.1.2 from PyPI, run by a Python of its own (--nfn-python), for some more seconds than the others
@@ -66,20 +68,21 @@ from metanet.tasks.property import outputs_of
 from metanet.train import TrainerSettings, fit
 
 SEEDS = (0, 1, 2)
-VARIANTS = ("probing", "render", "responses", "strict", "nfn", "flat", "statistics")
+VARIANTS = ("probing", "render", "responses", "strict", "framed", "nfn", "flat", "statistics")
 METRICS = ("accuracy", "train_accuracy", "train_s", "train_networks_per_s", "orbit_change", "changed")
 DOUBLE = "orbit_change_double"
 # Training networks of a case, and passes over them by variant: about equal time for the two cases.
 SIZES = {"9000": 9000, "21000": 21000}
 EPOCHS: Mapping[str, Mapping[str, int]] = {
-    "9000": {"probing": 30, "render": 30, "responses": 26, "strict": 24},
-    "21000": {"probing": 16, "render": 16, "responses": 14, "strict": 12},
+    "9000": {"probing": 30, "render": 30, "responses": 26, "strict": 32, "framed": 10},
+    "21000": {"probing": 16, "render": 16, "responses": 14, "strict": 16, "framed": 5},
 }
 MODELS: Mapping[str, Sequence[str]] = {
     "probing": (),
     "render": (),
     "responses": ("model.mixing=4",),
-    "strict": ("model=strict_weights",),
+    "strict": ("model=strict_weights", "task.batch=64", "trainer.learning_rate=3e-3"),
+    "framed": ("model=framed_weights", "task.batch=64", "trainer.learning_rate=3e-3"),
 }
 NFN_EPOCHS = {"9000": 16, "21000": 8}
 TESTED, MOVED = 2000, 1000

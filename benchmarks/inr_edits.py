@@ -3,7 +3,8 @@
 Part of inr.py. Errors (`mse`) are of the pictures that the changed networks show, against the dilated pictures, on test
 networks:
 
-    strict    the metanetwork of task=inr_editing: one change per weight, following the whole group
+    steered   learned steps along the gradients of the weights (model=steered_editing), following the whole group
+    strict    weights only: messages along edges in each network's frame, one change per weight (model=editing)
     flat      a multilayer perceptron from the list of raw weights to a change of each
     same      one change, the same for all networks
     identity  the networks as they are
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ from metanet.train.loop import run_epochs
 __all__ = ["NETWORKS", "errors"]
 
 NETWORKS = 4000  # for training
-EPOCHS = {"strict": 20, "flat": 60}
+EPOCHS = {"steered": 20, "strict": 12, "flat": 60}
 _FLAT = TrainerSettings(learning_rate=1e-3, weight_decay=0.01, patience=0, progress=False)
 
 
@@ -83,16 +85,16 @@ class FlatEdit(nn.Module):
         return [{name: value[row] for name, value in named.items()} for row in range(len(bucket))]
 
 
-def _strict(task: InrEditingTask, data: EditingData, seed: int, quick: bool) -> nn.Module:
-    words = [f"trainer.epochs={1 if quick else EPOCHS['strict']}", "trainer.progress=false", f"seed={seed}"]
+def _ours(model: str, task: InrEditingTask, data: EditingData, seed: int, epochs: int) -> nn.Module:
+    words = [f"trainer.epochs={epochs}", "trainer.progress=false", f"seed={seed}", f"model={model}"]
     config = compose("train", ["task=inr_editing", *words])
     return fit(task, data, config["model"], TrainerSettings.from_mapping(config["trainer"])).model
 
 
-def _flat(task: InrEditingTask, data: EditingData, seed: int, quick: bool) -> nn.Module:
+def _flat(task: InrEditingTask, data: EditingData, seed: int, epochs: int) -> nn.Module:
     (bucket,) = data.batch.select(data.part("train").tolist()).buckets
     model = FlatEdit(bucket, 256, torch.Generator().manual_seed(seed))
-    run_epochs(task, data, model, replace(_FLAT, epochs=2 if quick else EPOCHS["flat"]), seed)
+    run_epochs(task, data, model, replace(_FLAT, epochs=epochs), seed)
     return model
 
 
@@ -103,9 +105,10 @@ def errors(networks: PropertyData, seed: int, quick: bool) -> dict[str, dict[str
         raise TypeError(type(task).__name__)
     data = editing_data(networks, task)
     found = {"identity": {"mse": task.error(None, data, "test")}, "refit": {"mse": refitted_error(data)}}
-    for name, make in (("strict", _strict), ("flat", _flat)):
+    makers = {"steered": partial(_ours, "steered_editing"), "strict": partial(_ours, "editing"), "flat": _flat}
+    for name, make in makers.items():
         began = time.process_time()
-        model = make(task, data, seed, quick)
+        model = make(task, data, seed, 1 if quick else EPOCHS[name])
         found[name] = {"train_s": time.process_time() - began, "mse": task.error(model, data, "test")}
     found["same"] = {"mse": task.error(same_edit(task, data, seed), data, "test")}
     return found

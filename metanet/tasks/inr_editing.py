@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metanet.errors import ConfigError, TaskError
+from metanet.errors import ConfigError, ModelError, TaskError
 from metanet.graph import Bucket, GraphBatch
+from metanet.nn.steered import Steered, pixel_grid
 from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData
@@ -29,17 +30,6 @@ __all__ = ["EDITING_NAME", "EditingData", "InrEditingTask", "dilated", "editing_
 EDITING_NAME = "editing.json"
 FORMAT = "metanet.editing/1"
 _CHUNK = 128
-
-
-def pixel_grid(side: int) -> Tensor:
-    """The coordinates of a picture's pixels, row by row: first to the right, then downwards, from -1 to 1.
-
-    Shapes:
-        return: (side * side, 2)
-    """
-    axis = torch.linspace(-1, 1, side)
-    down, right = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([right, down], dim=-1).reshape(-1, 2)
 
 
 def dilated(pictures: Tensor, window: int) -> Tensor:
@@ -180,10 +170,27 @@ class InrEditingTask:
         return {"task": "inr_editing", **asdict(self)}
 
     def model(self, data: EditingData, options: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
-        """A metanetwork with one answer per weight."""
-        model = build_model(options, 1, generator, self.level)
+        """What the options ask for, prepared for the training networks."""
+        model = self.editor(options, generator)
         prepare_model(model, data.batch.select(data.part("train").tolist()))
         return model
+
+    def editor(self, options: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
+        """A metanetwork with one answer per weight, or with `name: steered` learned steps along gradients.
+
+        Raises:
+            ConfigError: An unknown model or option, or one out of range.
+        """
+        if options.get("name") != "steered":
+            return build_model(options, 1, generator, self.level)
+        given = {key: value for key, value in options.items() if key != "name"}
+        unknown = sorted(set(given) - {"steps", "channels"})
+        if unknown:
+            raise ConfigError(f"no such option: {unknown[0]!r}", hint="there are steps, channels", where="model")
+        try:
+            return Steered(self.side, generator=generator, **given)
+        except ModelError as error:
+            raise ConfigError(error.reason, hint=error.hint, where="model") from error
 
     def batches(self, data: EditingData, generator: torch.Generator) -> Sequence[Tensor]:
         """The training part in random order."""
@@ -196,6 +203,9 @@ class InrEditingTask:
         Shapes:
             return: (B, ...) by name
         """
+        if isinstance(model, Steered):
+            changed: dict[str, Tensor] = model(bucket)
+            return changed
         one = replace(bucket, index=torch.arange(len(bucket)))
         rows = model(GraphBatch((one,), len(bucket)))
         return {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metanet.errors import TaskError, TrainError
 from metanet.graph import Bucket, GraphBatch
-from metanet.tasks.build import build_model
+from metanet.nn.steered import Steered
 from metanet.tasks.evaluate import Evaluation, ModelScore
 from metanet.tasks.inr_editing import EDITING_NAME, FORMAT, EditingData, InrEditingTask, pixel_grid, rendered
 from metanet.train import Artefact, TrainerSettings
@@ -101,7 +101,7 @@ class EditingModel:
             raise TaskError("holds no editor of pictures", where=artefact.folder)
         self.task = InrEditingTask.from_mapping(artefact.config.get("task") or {})
         options = artefact.config.get("model") or {}
-        model = build_model(options, 1, torch.Generator(), InrEditingTask.level)
+        model = self.task.editor(options, torch.Generator())
         try:
             model.load_state_dict(artefact.tensors())
         except RuntimeError as error:
@@ -139,12 +139,14 @@ def evaluate_editing(model: EditingModel, data: EditingData, seed: int = 0, part
         return ModelScore(name, kind, words, {"improvement": 1 - error / unchanged, "mse": error})
 
     networks = data.networks
+    steered = isinstance(model.model, Steered)
+    words = "learned steps along gradients" if steered else "strict metanetwork, one change per weight"
     return Evaluation(
         "picture",
         part,
         "improvement",
         (
-            score("metanet", "model", "strict metanetwork, one change per weight", ours),
+            score("metanet", "model", words, ours),
             score("identity", "baseline", "networks as they are", unchanged),
             score("same", "baseline", "the best change that is the same for all networks", theirs),
             score("refit", "part", "no metanetwork: fitted to the wanted picture itself, 200 steps each", fitted),

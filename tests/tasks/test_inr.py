@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +16,10 @@ from metanet.nn import Metanet
 from metanet.tasks import PropertyData, PropertyItem, property_data
 from metanet.tasks.inr import InrClassificationTask
 from metanet.tasks.inr_editing import InrEditingTask, dilated, editing_data, pixel_grid, rendered
+from metanet.tasks.inr_editing_score import EditingModel, evaluate_editing
 from metanet.tasks.inr_maps import CoordinateMaps, map_coordinates, mapped
 from metanet.tasks.property import outputs_of
-from metanet.train import TrainerSettings, fit
+from metanet.train import TrainerSettings, fit, train
 from symmetry import SymmetrySpec
 from symmetry.testing import equivariance_error
 
@@ -121,6 +124,17 @@ def test_editing_learns_to_change_pictures(spec, networks):
     assert trained.extras.values["editing.json"]["validation"]["identity"] == pytest.approx(
         task.error(None, data, "val")
     )
+
+
+def test_learned_steps_change_pictures_more_and_come_back_from_their_folder(networks, tmp_path):
+    task = InrEditingTask(side=SIDE, batch=20)
+    data, options = editing_data(networks, task), {"name": "steered", "steps": 2, "channels": 6}
+    train(task, data, options, replace(SETTINGS, epochs=12), tmp_path / "model")
+    model = EditingModel.open(tmp_path / "model")
+    found = {score.name: score.values["mse"] for score in evaluate_editing(model, data).models}
+    assert found["metanet"] < 0.5 * found["identity"]
+    with pytest.raises(ConfigError, match="no such option: 'step'"):
+        task.editor({"name": "steered", "step": 1}, draw(0))
 
 
 def test_the_edit_follows_permutations(spec, networks):
