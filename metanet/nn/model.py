@@ -80,7 +80,7 @@ class Metanet(nn.Module):
         change: with these modes, add a strict change before moving; without it functions stay as they are.
         invariant: answers of level "edge" are numbers of order 1 that follow permutations only, and not changes of the
             weights; refused where symmetry "full" has matrices.
-        effects: levels "node" and "edge": also see what every weight does to the answers to random smooth inputs
+        effects: units and weights also see what every weight does to the network's answers to random smooth inputs
             (:mod:`metanet.nn.effects`); the graphs must hold their program.
         seed: seeds the first weights; torch's global generator is neither read nor moved.
         generator: source of the first weights instead of ``seed``.
@@ -163,10 +163,6 @@ class Metanet(nn.Module):
             raise ModelError(f"gauge={gauge!r} with symmetry='permutation'", hint="use symmetry='full'")
         whole = (level == "state" and outputs == 1) or level == "graph"
         check_mode(mode, base, change, whole and symmetry == "full")
-        if effects and level not in ("node", "edge"):
-            raise ModelError(
-                f"effects=True with level={level!r}: effects tell of units and weights", hint="use responses"
-            )
         if invariant and level != "edge":
             raise ModelError(f"invariant=True with level={level!r}: only answers at weights can be changes or numbers")
         if level != "graph" and probes:
@@ -267,6 +263,8 @@ class Metanet(nn.Module):
         framed, frame = self._framed(bucket)
         structure = structure_of(bucket.topology)
         nodes, edges, layers = self.embedding(framed, edges=self.layers.needs_edges or self.head.change is not None)
+        if self.effects is not None:
+            nodes, edges = self.effects(structure, bucket, nodes, edges)
         features = self.layers.run(structure, framed, nodes, edges, layers)
         return self.head(structure, bucket, framed, frame or Motion.identity(bucket), features)
 
