@@ -44,6 +44,15 @@ class Group:
         self.stacks = Stack(subjects[0]), Stack(subjects[1])
         self.states = [(state_of(pairs[number][0]), state_of(pairs[number][1])) for number in numbers]
 
+    @property
+    def notes(self) -> list[str]:
+        """Which networks could not be run at once, and why."""
+        return [
+            f"{type(stack.subject.model).__name__} was run one by one: {stack.alone}"
+            for stack in self.stacks
+            if stack.alone
+        ]
+
     def score(self, batch: int, memory: int, seed: int) -> dict[str, Tensor]:
         """Every column, for the pairs in the order of ``numbers``."""
         some = self.inputs.take(torch.arange(min(batch, self.inputs.count)))
@@ -71,8 +80,8 @@ class Group:
         index = torch.tensor(where)
         totals = [Totals(reading) for reading in self.readings]
         for given in batches:
-            left = self.stacks[0].run(one, given.positional, given.keywords)
-            right = self.stacks[1].run(two, given.positional, given.keywords)
+            left = self.stacks[0].run(one, len(shared), given.positional, given.keywords)
+            right = self.stacks[1].run(two, stop - start, given.positional, given.keywords)
             for number, (output, total) in enumerate(zip(self.pair.outputs, totals, strict=True)):
                 sides = [
                     _lead(made[output.numbers[side]], output, side, len(given.rows))

@@ -37,6 +37,7 @@ class ManyScores:
         dtype: in which the networks were run.
         groups: how many pairs of architectures there are.
         tolerance: for ``exact``.
+        notes: what else has to be known, such as networks that could not be run at once.
 
     Shapes:
         columns: (pairs,) float64.
@@ -49,6 +50,7 @@ class ManyScores:
     dtype: str
     groups: int
     tolerance: float
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["max_error"])
@@ -119,7 +121,7 @@ def compare_many(
             raise ScoreError(f"pair {number} is a {type(pair).__name__}", hint="give pairs (a, b)")
         groups.setdefault((key_of(pair[0]), key_of(pair[1])), []).append(number)
     found: dict[str, Tensor] = {}
-    dtypes = set()
+    dtypes, notes = set(), []
     with undisturbed():
         for numbers in groups.values():
             group = Group(pairs, numbers, given, dtype, device, kind, class_axis, tolerance)
@@ -127,5 +129,6 @@ def compare_many(
             for name, column in group.score(batch, memory, seed).items():
                 whole = found.setdefault(name, torch.full((len(pairs),), torch.nan, dtype=torch.float64))
                 whole[torch.tensor(numbers)] = column
+            notes += [note for note in (*group.pair.notes, *group.notes) if note not in notes]
     shown = ", ".join(sorted(dtypes))
-    return ManyScores(found, given.count, given.origin, given.made_up, shown, len(groups), tolerance)
+    return ManyScores(found, given.count, given.origin, given.made_up, shown, len(groups), tolerance, tuple(notes))

@@ -38,6 +38,9 @@ class Stack:
 
     Args:
         subject: one of the networks, ready to run.
+
+    Attributes:
+        alone: why these networks are run one by one; empty as long as they are not.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -50,6 +53,7 @@ class Stack:
             if isinstance(value, Tensor) and id(value) not in seen:
                 seen.add(id(value))
                 self.names.append(name)
+        self.alone = ""
         self.shapes = {name: value.shape for name, value in self.own.items() if isinstance(value, Tensor)}
 
     def numbers_per_network(self, positional: Sequence[Any], keywords: Mapping[str, Any]) -> int:
@@ -107,30 +111,37 @@ class Stack:
                     hint="give every state with the module that it belongs to",
                 )
 
-    def run(self, states: Mapping[str, Tensor], positional: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors that the networks answer with, in order; those of all networks along a new first axis."""
+    def run(
+        self, states: Mapping[str, Tensor], count: int, positional: Sequence[Any], keywords: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """The tensors that ``count`` networks answer with, in order, with the networks along a new first axis."""
+        if count > 1 and states and not self.alone:
+            try:
+                return self._at_once(states, positional, keywords)
+            except RuntimeError as error:
+                # Operations that vmap has no rule for, and code that looks at values.
+                self.alone = clean(error, 120)
+        if not states:
+            once = tensor_leaves(self.subject.run(positional, keywords))
+            return [leaf.expand(count, *leaf.shape) for _, leaf in once]
+        made = [
+            [leaf for _, leaf in tensor_leaves(self.subject.run(positional, keywords, single))]
+            for single in ({name: value[number] for name, value in states.items()} for number in range(count))
+        ]
+        return [torch.stack(leaves) for leaves in zip(*made, strict=True)]
+
+    def _at_once(self, states: Mapping[str, Tensor], positional: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
         subject = self.subject
-        count = len(next(iter(states.values())))
-        if count == 1:
-            single = {name: value[0] for name, value in states.items()}
-            return [leaf[None] for _, leaf in tensor_leaves(subject.run(positional, keywords, single))]
         arguments, named = subject.placed(tuple(positional)), subject.placed(dict(keywords))
 
         def answer(state: dict[str, Tensor]) -> list[Tensor]:
             made = torch.func.functional_call(subject.model, state, arguments, named)
             return [leaf for _, leaf in tensor_leaves(made)]
 
-        try:
-            # Fused attention knows no stacks.
-            plain = sdpa_kernel(SDPBackend.MATH)
-            with torch.no_grad(), torch.autocast(subject.device.type, enabled=False), plain:
-                found: list[Tensor] = torch.func.vmap(answer)(dict(states))
-        except RuntimeError as error:
-            raise ScoreError(
-                f"{type(subject.model).__name__} cannot be run for many networks at once: {clean(error, 160)}",
-                hint="compare its networks one by one",
-            ) from error
-        return found
+        # Fused attention knows no stacks.
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), torch.autocast(subject.device.type, enabled=False), plain:
+            return torch.func.vmap(answer)(dict(states))
 
     def __repr__(self) -> str:
         numbers = sum(math.prod(self.shapes[name]) for name in self.names)

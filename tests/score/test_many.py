@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +141,29 @@ def test_bad_input() -> None:
     with pytest.raises(ScoreError, match="no column 'cka'"):
         compare_many(pairs[:1], inputs)["cka"]
 
-    class Asks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(5, 2)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = self.layer(x)
-            return h if float(h.sum()) > 0 else -h
+class Asks(nn.Module):
+    """Looks at what it computes, which no stack of networks can."""
 
-    model = Asks()
-    states = [{k: v + seed for k, v in model.state_dict().items()} for seed in range(2)]
-    with pytest.raises(ScoreError, match="Asks cannot be run for many networks at once"):
-        compare_many([((model, states[0]), (model, states[1])), ((model, states[1]), (model, states[0]))], inputs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layer(x)
+        return h if float(h.sum()) > 0 else -h
+
+
+@pytest.mark.parametrize("build", [Asks, lambda: nn.LSTM(5, 3), nn.Tanh])
+def test_networks_that_cannot_be_stacked_are_run_one_by_one(build: Callable[[], nn.Module]) -> None:
+    model = models.seeded(build)
+    states = [{k: v + seed for k, v in model.state_dict().items()} for seed in range(4)]
+    pairs = [((model, states[seed]), (model, states[3])) for seed in range(3)]
+    inputs = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0))
+    if build is Asks:
+        inputs = inputs[:, 0]
+    found = compare_many(pairs, inputs, kind="values", batch=20)
+    assert any("one by one" in note for note in found.notes) == (build is not nn.Tanh)
+    for number, pair in enumerate(pairs):
+        one = compare(*pair, inputs, kind="values", layers=None, line=0, resamples=0, batch=20)
+        assert found["max_error"][number] == pytest.approx(one.max_error, abs=1e-12)
