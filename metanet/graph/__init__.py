@@ -2,6 +2,7 @@
 
 from metanet.graph.batch import Bucket, GraphBatch, collate
 from metanet.graph.builder import KINDS
+from metanet.graph.finite import bad_values
 from metanet.graph.graph import ParameterGraph
 from metanet.graph.program import InputForm, Program, program_of
 from metanet.graph.topology import Block, Group, Layer, Topology, topology_of
@@ -17,6 +18,7 @@ __all__ = [
     "ParameterGraph",
     "Program",
     "Topology",
+    "bad_values",
     "collate",
     "program_of",
     "topology_of",

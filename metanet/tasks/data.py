@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from metanet.errors import TaskError
-from metanet.graph import GraphBatch, ParameterGraph, collate
+from metanet.graph import GraphBatch, ParameterGraph, bad_values, collate
 from metanet.nn import layer_statistics
 from metanet.tasks.splits import PARTS, SHARES, check_no_leak, split_by_group
 
@@ -235,7 +235,4 @@ def _unusable(item: PropertyItem, column: str) -> str:
         return f"{column} is not known"
     if isinstance(item.target, float) and not np.isfinite(item.target):
         return f"{column} is {item.target}"
-    for block, value in zip(item.graph.topology.blocks, item.graph.values, strict=True):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return f"{block.tensor} has weights that are not finite"
-    return ""
+    return bad_values(item.graph)

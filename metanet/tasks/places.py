@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from metanet.errors import TaskError
-from metanet.graph import GraphBatch, ParameterGraph, collate
+from metanet.graph import GraphBatch, ParameterGraph, bad_values, collate
 from metanet.tasks.splits import PARTS, SHARES, check_no_leak, split_by_group
 
 LEVELS = ("node", "edge")
@@ -189,9 +189,8 @@ def _split(
 
 
 def _unusable(item: PlaceItem) -> str:
-    for block, value in zip(item.graph.topology.blocks, item.graph.values, strict=True):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return f"{block.tensor} has weights that are not finite"
+    if reason := bad_values(item.graph):
+        return reason
     for name, target in item.targets.items():
         if not bool(torch.isfinite(target).all()):
             return f"the target of {name} is not finite"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metanet.errors import MetanetError, TaskError, TrainError
-from metanet.graph import GraphBatch, ParameterGraph, collate, program_of
+from metanet.graph import GraphBatch, ParameterGraph, bad_values, collate, program_of
 from metanet.tasks.boosting import BoostedTrees
 from metanet.tasks.build import build_model
 from metanet.tasks.coverage import Coverage
@@ -182,13 +182,11 @@ def read_graph(
         reason = coverage.refusal(spec)
         if reason and not anyway:
             return f"architecture not readable: {reason}", ""
-        for tensor_name, tensor in state.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                return f"{tensor_name} holds NaN or infinities", ""
         # What runs the network needs its operations; a checkpoint of unknown architecture has none.
         architecture = getattr(checkpoint, "architecture", None)
         program = None if architecture is None else program_of(architecture)
-        return ParameterGraph.build(spec, state, program), reason
+        graph = ParameterGraph.build(spec, state, program)
+        return bad_values(graph) or graph, reason
     except (MetanetError, SymmetryError) as error:
         return str(error), ""
 

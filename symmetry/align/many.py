@@ -15,7 +15,7 @@ from torch import Tensor
 from symmetry.align.assignment import Assignment
 from symmetry.align.descent import best_matching, descend
 from symmetry.align.gauge import balanced_gauge
-from symmetry.align.pair import as_element
+from symmetry.align.pair import as_element, readable
 from symmetry.align.problem import Problem, weight_terms
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError
@@ -67,13 +67,15 @@ def align_many(
         generator: of those orders; a fresh one with seed 0 if ``None``.
 
     Raises:
-        SpecError: if there are fewer than two states, or one does not belong to the spec.
+        SpecError: if there are fewer than two states, or one does not belong to the spec or holds values that are not
+            finite.
     """
     if isinstance(states, Mapping) or len(states) < 2:
         raise SpecError("align_many: expected a list of two or more states")
     generator = generator or torch.Generator().manual_seed(0)
     for state in states:
         spec.check(state)
+    states = [readable(state, f"network {number}") for number, state in enumerate(states)]
     gauges = [balanced_gauge(spec, state) for state in states]
     even = [spec.act(gauge, state) for gauge, state in zip(gauges, states, strict=True)]
     found = [best_matching(weight_terms(spec, even[0], state), starts, generator)[0] for state in even]

@@ -16,11 +16,13 @@ from symmetry.align.gauge import balanced_gauge
 from symmetry.align.problem import weight_terms
 from symmetry.elements import GroupElement
 from symmetry.errors import SpecError
+from symmetry.frames.parts import check_finite
 from symmetry.spec import SymmetrySpec
 
-__all__ = ["METHODS", "align"]
+__all__ = ["METHODS", "align", "as_element", "readable"]
 
 METHODS = ("weights", "activations", "frank_wolfe")
+_LARGE = 1e15
 
 
 def align(
@@ -58,13 +60,15 @@ def align(
         inputs: one entry per argument of ``forward``, for activations; a few hundred rows.
 
     Raises:
-        SpecError: if a state does not belong to the spec, the method is unknown, or activations lack model or inputs.
+        SpecError: if a state does not belong to the spec or holds values that are not finite (told by tensor), the
+            method is unknown, or activations lack model or inputs.
         TraceError: if the model cannot be exported on these inputs.
     """
     if method not in METHODS:
         raise SpecError(f"method={method!r}: unknown; expected one of {', '.join(METHODS)}")
     spec.check(reference)
     spec.check(state)
+    reference, state = readable(reference, "the reference"), readable(state, "the state to be carried there")
     generator = generator or torch.Generator().manual_seed(0)
     left, right = balanced_gauge(spec, reference), balanced_gauge(spec, state)
     problem = weight_terms(spec, spec.act(left, reference), spec.act(right, state))
@@ -78,6 +82,23 @@ def align(
     else:
         found, _ = best_matching(problem, starts, generator)
     return ~left @ as_element(spec, found) @ right
+
+
+def readable(state: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
+    """A state that can be compared: finite, and in float64 where sums of its squares could leave the range of float32.
+
+    Args:
+        state: the tensors.
+        name: what it is, for the message.
+
+    Raises:
+        SpecError: for values that are not finite, by tensor.
+    """
+    check_finite(state, f"alignment needs finite networks, this is {name}")
+    large = any(value.is_floating_point() and value.numel() and value.abs().max() > _LARGE for value in state.values())
+    if not large:
+        return state
+    return {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def as_element(spec: SymmetrySpec, found: Assignment) -> GroupElement:

@@ -16,6 +16,7 @@ from symmetry.align.arrays import gram
 from symmetry.align.assignment import Assignment
 from symmetry.align.descent import best_matching
 from symmetry.align.gauge import balanced_gauge
+from symmetry.align.pair import readable
 from symmetry.align.problem import Problem, weight_terms
 from symmetry.errors import SpecError
 from symmetry.spaces import Atom, Axis, Concat, Fixed, Product
@@ -71,11 +72,13 @@ def match_widths(
         generator: of those orders; a fresh one with seed 0 if ``None``.
 
     Raises:
-        SpecError: if the networks differ in more than the sizes of spaces; the first difference is named.
+        SpecError: if the networks differ in more than the sizes of spaces; the first difference is named. Also for
+            values that are not finite.
     """
     spec_a.check(a)
     spec_b.check(b)
     _check_kin(spec_a, spec_b)
+    a, b = readable(a, "the first"), readable(b, "the second")
     left, right = (spec.act(balanced_gauge(spec, state), state) for spec, state in ((spec_a, a), (spec_b, b)))
     problem = weight_terms(spec_a, left, right, spec_b)
     found, _ = best_matching(problem, starts, generator or torch.Generator().manual_seed(0))

@@ -30,6 +30,7 @@ Unit: TypeAlias = int | tuple[int, ...]
 
 CLOSE = 1e-3
 PROJECTIONS = 8
+_LARGE = 1e15  # beyond it sums of squares may leave the range of float32
 MOST_FEATURES = 12
 MOST_SIGNS = 12
 
@@ -126,7 +127,9 @@ class _Comparison:
 
     def _rows(self, place: Place) -> Tensor:
         # Enough for a tolerance of 1e-3, and twice as fast as float64 where the weights are of float32.
-        dtype = torch.promote_types(self.state[place.tensor].dtype, torch.float32)
+        tensor = self.state[place.tensor]
+        large = tensor.numel() and float(tensor.abs().max()) > _LARGE
+        dtype = torch.float64 if large else torch.promote_types(tensor.dtype, torch.float32)
         found = rows(self.spec, self.state, self.space, place, dtype)
         return found.reshape(-1, found.shape[-1])
 

@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+_LISTED = 8  # so many tensors are named in a message
+
+
 @dataclass(frozen=True, slots=True)
 class PartSlot:
     """Where one factor multiplies a part: along ``dims`` (its array's dimensions in order), to the power ``exponent``.
@@ -76,15 +79,25 @@ class Part:
         return (*self.outer[leaf], leaf)
 
 
-def check_finite(state: Mapping[str, Tensor]) -> None:
+def check_finite(state: Mapping[str, Tensor], need: str = "a canonical gauge needs a finite state") -> None:
     """Refuse values that are not finite.
 
+    Args:
+        state: the tensors.
+        need: what needs them finite, for the message.
+
     Raises:
-        SpecError: with the name of the first tensor that holds one.
+        SpecError: with the names of the tensors that hold one, and how many.
     """
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise SpecError(f"{name}: holds values that are not finite; a canonical gauge needs a finite state")
+    counts = {
+        name: int((~tensor.isfinite()).sum())
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    }
+    if counts:
+        told = [f"{name} ({count:,} of {state[name].numel():,})" for name, count in counts.items()]
+        more = f" and {len(told) - _LISTED} more tensors" if len(told) > _LISTED else ""
+        raise SpecError(f"{', '.join(told[:_LISTED])}{more}: values that are not finite; {need}")
 
 
 def make_parts(spec: SymmetrySpec, state: Mapping[str, Tensor], matrices_only: bool = False) -> list[Part]:

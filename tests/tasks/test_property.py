@@ -177,7 +177,7 @@ def test_unreadable_and_broken_files_are_rows_with_a_reason(regression):
         ],
     )
     assert "a.bin: not a checkpoint" in rows[0].refused
-    assert "layers.0.weight holds NaN" in rows[1].refused
+    assert rows[1].refused == "NaN or infinities in layers.0.weight (48 of 48 values)"
     assert "layers.0.bias" in rows[2].refused
     assert rows[3].value is not None
 
@@ -207,7 +207,7 @@ def test_data_leave_out_and_record_what_is_not_finite():
     data = property_data(items, "score")
     assert len(data) == 10
     assert dict(data.dropped) == {
-        "net0": "layers.0.weight has weights that are not finite",
+        "net0": f"NaN or infinities in layers.0.weight (1 of {state['layers.0.weight'].numel()} values)",
         "net1": "score is nan",
     }
     assert data.describe()["dropped"] == 2
