@@ -7,7 +7,7 @@ Runs are never on two sides, and everything is selected on validation runs. No m
     strict      metanetwork, strict under the whole group (`symmetry="full"`, sweeps, learned inputs, layer statistics)
     quasi       the same, reading the networks that a quasi-equivariant layer makes: each changed, and moved by one
                 element of its own group (which an invariant readout cannot see: its gradient is zero)
-    soft        the same with an element per channel, which leaves the orbit
+    soft        the same with an element per channel, which leaves the orbit; both get half the epochs
     ensemble    `strict` averaged with boosted trees on the features that are best on validation runs, the share chosen
                 there too (as `metanet train model=ensemble task.features=...` does)
     flat        multilayer perceptron on raw weights
