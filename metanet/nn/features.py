@@ -17,17 +17,18 @@ from metanet.errors import ModelError
 from metanet.graph import KINDS, Block, Bucket
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
-from metanet.nn.frames import excess
+from metanet.nn.finite import check_finite
 from metanet.nn.structure import GROUP_FEATURES, LAYER_FEATURES, PART_FEATURES, structure_of
 
-__all__ = ["Embedding", "check_bucket", "coefficients", "moments", "standardised"]
+__all__ = ["EXCESS", "Embedding", "check_bucket", "coefficients", "excess", "moments", "standardised"]
 
+EXCESS = "excess"
+"""What a framed bucket remembers :func:`excess` as."""
 MOMENTS = 5
 _FLOOR = 1e-12
 _LOGARITHM = 1e-3  # logarithms have a size of their own; in the canonical gauge those of variances are 0
 _LOG = 3.0  # logarithms of sizes are divided by it
 _LARGEST = 1e6  # of a feature, where a constant alone brings weights to order 1
-_GRAPHS, _TENSORS = 3, 8  # so many are listed by name when weights are not finite
 
 
 def check_bucket(bucket: Bucket, partial: bool) -> None:
@@ -46,34 +47,25 @@ def check_bucket(bucket: Bucket, partial: bool) -> None:
             f"{len(unseen)} used tensors would not be seen ({', '.join(unseen[:4])}): {_reason(bucket, unseen[0])}",
             hint="pass partial=True to read the rest of the network",
         )
-    finite = bucket.remember("finite", _finite)
-    if not bool(finite.all()):
-        rows = (~finite).any(1).nonzero().reshape(-1).tolist()
-        told = "; ".join(_bad(bucket, finite, row) for row in rows[:_GRAPHS])
-        rest = f"; {len(rows) - _GRAPHS} more graphs like these" if len(rows) > _GRAPHS else ""
-        raise ModelError(told + rest, hint="leave diverged networks out of the batch")
-
-
-def _bad(bucket: Bucket, finite: Tensor, row: int) -> str:
-    """Which tensors of a network are not finite."""
-    blocks = [bucket.topology.blocks[i] for i in (~finite[row]).nonzero().reshape(-1).tolist()]
-    names = list(dict.fromkeys(block.tensor for block in blocks))
-    if len(names) == 1:
-        return f"graph {int(bucket.index[row])}: tensor {names[0]!r} holds NaN or infinite values"
-    listed = ", ".join(map(repr, names[:_TENSORS]))
-    more = f" and {len(names) - _TENSORS} more" if len(names) > _TENSORS else ""
-    return f"graph {int(bucket.index[row])}: tensors {listed}{more} hold NaN or infinite values"
-
-
-def _finite(bucket: Bucket) -> Tensor:
-    """Whether all values are finite, by network and block: ``(B, blocks)``."""
-    whole = torch.ones(len(bucket), dtype=torch.bool, device=bucket.index.device)
-    columns = [whole if value is None else torch.isfinite(value).flatten(1).all(1) for value in bucket.values]
-    return torch.stack(columns, dim=1) if columns else whole[:, None]
+    check_finite(bucket)
 
 
 def _reason(bucket: Bucket, tensor: str) -> str:
     return next(block.reason for block in bucket.topology.blocks if block.tensor == tensor)
+
+
+def excess(bucket: Bucket) -> Tensor:
+    """Logarithms of what the blocks of a bucket in canonical form were divided by to stay in the range of its dtype; 0
+    for all networks of ordinary size.
+
+    Shapes:
+        returns ``(B, blocks)``.
+    """
+
+    def nothing(source: Bucket) -> Tensor:
+        return torch.zeros(len(source), len(source.values), dtype=torch.float64, device=source.index.device)
+
+    return bucket.remember(EXCESS, nothing)
 
 
 def moments(value: Tensor, floor: float = _FLOOR) -> tuple[Tensor, Tensor]:

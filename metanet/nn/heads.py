@@ -11,8 +11,8 @@ from metanet.graph import KINDS, Bucket, Topology
 from metanet.graph.encoding import cosine_basis
 from metanet.nn.dense import Dense, Table
 from metanet.nn.effects import EFFECTS, logarithm
-from metanet.nn.features import moments, standardised
-from metanet.nn.frames import Motion, excess
+from metanet.nn.features import excess, moments, standardised
+from metanet.nn.frames import Motion
 from metanet.nn.frames.places import gains_of, views_of
 from metanet.nn.structure import Structure
 

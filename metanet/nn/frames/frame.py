@@ -8,6 +8,7 @@ dtype of the networks: a frame takes differences of large logarithms, and costs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,16 +19,17 @@ from torch import Tensor
 
 from metanet.errors import ModelError
 from metanet.graph import Bucket, Topology
+from metanet.nn.features import EXCESS
+from metanet.nn.finite import check_finite, finite_networks
 from metanet.nn.frames.matrices import settle_matrices, spaces_in_order
 from metanet.nn.frames.motion import Motion
 from metanet.nn.frames.places import views_of
 from metanet.nn.frames.scales import settle_scales
 from metanet.nn.frames.signs import Signs, settle_shifts
 
-__all__ = ["GAUGES", "canonical", "check_frame", "excess", "frame_of"]
+__all__ = ["GAUGES", "canonical", "check_frame", "frame_of"]
 
 GAUGES = ("rms", "unit", "balanced")
-_EXCESS = "excess of the canonical form"
 
 
 def frame_of(bucket: Bucket, gauge: str = "rms") -> Motion:
@@ -47,8 +49,10 @@ def frame_of(bucket: Bucket, gauge: str = "rms") -> Motion:
             ``balanced``: incoming norm = outgoing norm.
 
     Raises:
-        ModelError: for an unknown gauge, and for an architecture with a factor that cannot be settled.
+        ModelError: for an unknown gauge, weights that are not finite, and an architecture with a factor that cannot be
+            settled.
     """
+    check_finite(bucket)
     return _frame(bucket, gauge)[0]
 
 
@@ -62,6 +66,11 @@ def canonical(bucket: Bucket, gauge: str = "rms") -> tuple[Motion, Bucket]:
     Raises:
         ModelError: as :func:`frame_of`.
     """
+    check_finite(bucket)
+    return _canonical(bucket, gauge)
+
+
+def _canonical(bucket: Bucket, gauge: str) -> tuple[Motion, Bucket]:
     if any(value is not None and value.requires_grad for value in bucket.values):
         motion, values = _frame(bucket, gauge)
         return motion, _moved(bucket, values)
@@ -75,7 +84,7 @@ def canonical(bucket: Bucket, gauge: str = "rms") -> tuple[Motion, Bucket]:
             kept[gauge] = motion, _moved(bucket, values)
         else:
             source, rows = bucket.origin
-            motion, whole = canonical(source, gauge)
+            motion, whole = _canonical(source, gauge)  # of its networks only those selected here have to be finite
             like = next((value for value in bucket.values if value is not None), bucket.index)
             if rows is None:
                 kept[gauge] = motion.to(like.device), whole.to(like.device, like.dtype)
@@ -97,7 +106,7 @@ def _moved(bucket: Bucket, values: tuple[Tensor | None, ...]) -> Bucket:
             continue
         value, logs[:, number] = _within(new, old.dtype, bucket.topology.blocks[number].offset is not None)
         narrow.append(value)
-    return replace(bucket, values=tuple(narrow), origin=None, cache={_EXCESS: logs} if bool(logs.any()) else {})
+    return replace(bucket, values=tuple(narrow), origin=None, cache={EXCESS: logs} if bool(logs.any()) else {})
 
 
 def _within(value: Tensor, dtype: torch.dtype, variance: bool) -> tuple[Tensor, Tensor | float]:
@@ -117,31 +126,29 @@ def _within(value: Tensor, dtype: torch.dtype, variance: bool) -> tuple[Tensor, 
     return (value / over.reshape(-1, *[1] * (value.ndim - 1))).to(dtype), over.log()
 
 
-def excess(bucket: Bucket) -> Tensor:
-    """Logarithms of what the blocks of a bucket made by :func:`canonical` were divided by to stay in the range of its
-    dtype; 0 for all networks of ordinary size.
-
-    Shapes:
-        returns ``(B, blocks)``.
-    """
-
-    def nothing(source: Bucket) -> Tensor:
-        return torch.zeros(len(source), len(source.values), dtype=torch.float64, device=source.index.device)
-
-    return bucket.remember(_EXCESS, nothing)
-
-
 def _frame(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
     if gauge not in GAUGES:
         raise ModelError(f"gauge={gauge!r} is unknown, expected one of {', '.join(GAUGES)}")
     check_frame(bucket.topology)
-    return _settle(bucket, gauge)
+    finite = finite_networks(bucket).all(1)
+    if bool(finite.all()):
+        return _settle(bucket, bucket.values, gauge)
+    # Networks that are not finite do not stop the others; whoever reads them is refused.
+    motion, values = _settle(bucket, _filled(bucket.values, ~finite, 1.0), gauge)
+    return motion, _filled(values, ~finite, math.nan)
 
 
-def _settle(bucket: Bucket, gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
+def _filled(values: Sequence[Tensor | None], rows: Tensor, number: float) -> tuple[Tensor | None, ...]:
+    return tuple(
+        None if value is None else value.masked_fill(rows.reshape(-1, *[1] * (value.ndim - 1)), number)
+        for value in values
+    )
+
+
+def _settle(bucket: Bucket, given: Sequence[Tensor | None], gauge: str) -> tuple[Motion, tuple[Tensor | None, ...]]:
     topology, spec = bucket.topology, bucket.topology.spec
     neutral = total = Motion.identity(bucket)
-    values = tuple(None if value is None else value.to(torch.float64) for value in bucket.values)
+    values = tuple(None if value is None else value.to(torch.float64) for value in given)
 
     def then(motion: Motion) -> None:
         nonlocal total, values
