@@ -80,25 +80,30 @@ def reading_of(
     shape = tuple(a.shape)
     if kind not in KINDS:
         raise ScoreError(f"kind={clean(repr(kind), 40)}", hint=f"expected one of {', '.join(KINDS)}")
+
+    def misfit(what: str, hint: str) -> ScoreError:
+        given = [] if labels is None else list(labels.shape[1:])
+        return ScoreError(f"{what} of shape {given} for {where} of shape {list(shape[1:])}, for one input", hint=hint)
+
     if not a.is_floating_point():
         return Reading("values" if a.is_complex() else "decisions"), ""
     whole = labels is not None and not labels.is_floating_point()
     if kind == "values" or (kind == "auto" and labels is not None and not whole):
         if labels is not None and labels.shape != a.shape and labels.numel() != a.numel():
-            raise ScoreError(f"targets {list(labels.shape)} for {where} {list(shape)}", hint="one target per number")
+            raise misfit("targets", "give one target for each number, or none")
         return Reading("values"), ""
     single = a[0].numel() == 1
     if kind == "binary" or (kind == "auto" and whole and single):
         if labels is not None and labels.numel() != a.numel():
-            raise ScoreError(f"labels {list(labels.shape)} for {where} {list(shape)}", hint="one label per number")
+            raise misfit("labels", "give one label for each number")
         return Reading("binary"), ""
     axis = class_axis if class_axis is not None else _class_axis(shape, labels)
     if axis is None or not 0 < axis % max(len(shape), 1) < len(shape) or (kind == "auto" and shape[axis] < 2):
         if kind == "auto" and labels is None:
             return Reading("values"), ""
-        told = "" if labels is None else f" for labels {list(labels.shape)}"
+        told = "" if labels is None else f" for labels of shape {list(labels.shape[1:])}"
         raise ScoreError(
-            f"{where} {list(shape)} has no axis of classes{told}",
+            f"{where} of shape {list(shape[1:])} for one input has no axis of classes{told}",
             hint="say which with class_axis, or kind='values'",
         )
     axis = axis % len(shape)
@@ -108,7 +113,7 @@ def reading_of(
         return Reading(kind, axis), ""
     if all(_sums_to_one(value, axis) for value in (a, b)):
         return Reading("probabilities", axis), ""
-    note = "" if labels is not None else f"{where} is read as class logits along axis {axis}; kind= says otherwise"
+    note = "" if labels is not None else f"{where} is read as class logits along axis {axis}, unless its kind is given"
     return Reading("classes", axis), note
 
 
@@ -128,7 +133,8 @@ def _class_axis(shape: tuple[int, ...], labels: Tensor | None) -> int | None:
 def _check_labels(labels: Tensor, shape: tuple[int, ...], axis: int, where: str) -> None:
     expected = shape[:axis] + shape[axis + 1 :]
     if tuple(labels.shape) != expected:
-        raise ScoreError(f"labels {list(labels.shape)} for {where} {list(shape)}", hint=f"expected {list(expected)}")
+        told = f"{list(labels.shape[1:])} for {where} of shape {list(shape[1:])}"
+        raise ScoreError(f"labels of shape {told}, for one input", hint=f"expected {list(expected[1:])}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= shape[axis]:
         raise ScoreError(f"labels from {low} to {high} for {shape[axis]} classes", hint="number classes from 0")
