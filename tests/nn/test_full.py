@@ -11,7 +11,8 @@ from torch import Tensor
 from metanet.errors import ModelError
 from metanet.graph import GraphBatch, ParameterGraph, collate
 from metanet.nn import Metanet
-from metanet.nn.frames import Motion, canonical, excess, frame_of
+from metanet.nn.features import excess
+from metanet.nn.frames import Motion, canonical, frame_of
 from metanet.nn.frames.scales import Scales
 from symmetry import GroupElement, SymmetrySpec
 from symmetry.testing import equivariance_error
