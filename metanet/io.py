@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["open_atomic", "parse_json", "read_json", "write_bytes_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "open_atomic",
+    "parse_json",
+    "read_json",
+    "umask",
+    "write_bytes_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
@@ -47,7 +55,7 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; give it the permissions that a plain open() would have given.
-        os.chmod(temporary, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        os.chmod(temporary, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask())
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -56,7 +64,8 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's mask of permissions that new files do not get."""
     # The only portable way to read the mask is to set it and set it back.
     mask = os.umask(0o022)
     os.umask(mask)

@@ -1,0 +1,180 @@
+"""Which units are copied or dropped, and what plan brings a network to other widths?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from metanet.errors import PlanError
+from metanet.morph.edits import Keep, SpaceEdit, Widen
+from metanet.morph.plan import Plan, fingerprint
+from symmetry import SymmetrySpec
+from symmetry.action import leaf_name, tensor_blocks
+
+__all__ = ["CRITERIA", "importance", "narrow", "resizable", "to_sizes", "widen"]
+
+CRITERIA = ("l2", "l1", "group_l2", "random", "first")
+
+
+def resizable(spec: SymmetrySpec) -> tuple[str, ...]:
+    """The spaces that a plan for other widths changes: all but the units inside heads, on which matrices act."""
+    matrices = {factor.space for factor in spec.linear if spec.within.get(factor.space)}
+    return tuple(space.name for space in spec.spaces if space.name not in matrices and space.size > 1)
+
+
+def importance(
+    spec: SymmetrySpec,
+    state: Mapping[str, Tensor],
+    space: str,
+    criterion: str = "l2",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """How much each unit of a space matters, told from weights.
+
+    Args:
+        spec: of the state.
+        state: the weights.
+        space: whose units.
+        criterion: ``l2`` or ``l1`` of all weights that write a unit; ``group_l2`` of all that write or read it, as in
+            Fang et al., DepGraph, 2023; ``random``; ``first`` (earlier units matter more).
+        generator: for ``random``; a fresh one with seed 0 if ``None``.
+
+    Shapes:
+        -> spec.array_shape(space), float64
+
+    Raises:
+        PlanError: for a criterion or space that does not exist.
+    """
+    if criterion not in CRITERIA:
+        raise PlanError(f"unknown criterion {criterion!r:.60}", hint="known: " + ", ".join(CRITERIA))
+    if space not in {known.name for known in spec.spaces}:
+        raise PlanError(f"no space {space!r:.80}", hint="the network has " + ", ".join(s.name for s in spec.spaces))
+    shape = spec.array_shape(space)
+    if criterion == "random":
+        generator = generator or torch.Generator().manual_seed(0)
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+    if criterion == "first":
+        return -torch.arange(shape[-1], dtype=torch.float64).expand(shape)
+    total, power = torch.zeros(shape, dtype=torch.float64), 1 if criterion == "l1" else 2
+    keep = [*spec.within.get(space, ()), space]
+    for name, info in spec.tensors.items():
+        # What lies in buffers is no weight: running statistics say how large inputs were.
+        if info.tied_to or info.buffer or not state[name].is_floating_point():
+            continue
+        for block in tensor_blocks(spec.axes[name]):
+            names = [leaf_name(leaf) for leaf in block.leaves]
+            role = info.roles[_axis_of(spec, name, names, space)] if space in names and info.roles else ""
+            if role and (criterion == "group_l2" or role != "in"):
+                values = block.read(state[name].detach()).double().abs().pow(power)
+                # A square matrix of one space meets it twice; the rows are those that are written.
+                dims = [names.index(one) for one in keep]
+                rest = [dim for dim in range(values.ndim) if dim not in dims]
+                total += values.permute(*dims, *rest).reshape(*shape, -1).sum(-1).to(total.device)
+    return total.pow(1 / power)
+
+
+def _axis_of(spec: SymmetrySpec, name: str, names: list[str | None], space: str) -> int:
+    """The first axis of a tensor that runs over a space."""
+    for number, axis in enumerate(spec.axes[name]):
+        if space in {leaf_name(leaf) for leaf in axis.leaves()}:
+            return number
+    raise PlanError(f"{name}: no axis over {space!r} among {names}")
+
+
+def narrow(
+    spec: SymmetrySpec,
+    state: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    criterion: str = "l2",
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """A plan that keeps the units that matter most, in their old order.
+
+    Args:
+        spec: of the state.
+        state: the weights.
+        sizes: units to keep, by space.
+        criterion: see :func:`importance`.
+        generator: for ``random``.
+
+    Raises:
+        PlanError: for sizes below 1 or above what is there.
+    """
+    edits: list[SpaceEdit] = []
+    for space, size in sizes.items():
+        scores = importance(spec, state, space, criterion, generator)
+        if not 1 <= size <= scores.shape[-1]:
+            raise PlanError(f"{size} units of {space!r}, expected 1 to {scores.shape[-1]}")
+        if size < scores.shape[-1]:
+            kept = scores.topk(size, dim=-1).indices.sort(-1).values
+            edits.append(Keep(space, kept.tolist()))
+    return Plan(tuple(edits), fingerprint(spec))
+
+
+def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> Plan:
+    """A plan that copies units; exact.
+
+    Args:
+        spec: of the network.
+        sizes: new numbers of units, by space.
+        generator: which units are copied once more than others is drawn; the first ones without.
+
+    Raises:
+        PlanError: for sizes below what is there, or not a multiple of it where a norm runs over the units.
+    """
+    edits = []
+    normed = _normed(spec)
+    for space, size in sizes.items():
+        old = spec.sizes.get(space, 0)
+        if size < old or old == 0:
+            raise PlanError(f"widen {space!r} from {old} to {size} units", hint="use narrow for fewer units")
+        if space in normed and size % old:
+            raise PlanError(
+                f"{size} units of {space!r}: a norm runs over its {old} units, so each has to be copied equally often",
+                hint=f"take {size // old * old} or {(size // old + 1) * old}",
+            )
+        if size > old:
+            order = torch.randperm(old, generator=generator) if generator is not None else torch.arange(old)
+            extra = order.repeat(-(-(size - old) // old))[: size - old]
+            edits.append(Widen(space, torch.cat([torch.arange(old), extra]).tolist()))
+    return Plan(tuple(edits), fingerprint(spec))
+
+
+def _normed(spec: SymmetrySpec) -> set[str]:
+    """Spaces with a norm over their units: it has a gain and no running statistics."""
+    running = {name.rpartition(".")[0] for name, info in spec.tensors.items() if info.kind == "norm.running_mean"}
+    found = set()
+    for name, info in spec.tensors.items():
+        if info.kind == "norm.weight" and name.rpartition(".")[0] not in running:
+            leaves = [leaf for axis in spec.axes[name] for leaf in axis.leaves()]
+            # Of channels in groups, only those inside a group are normalised together.
+            found |= {leaf_name(leaf) for leaf in leaves[-1:] if leaf_name(leaf)}
+    return {name for name in found if name is not None}
+
+
+def to_sizes(spec: SymmetrySpec, ratio: float, spaces: tuple[str, ...] | None = None) -> dict[str, int]:
+    """Sizes of spaces at a share of their width, at least 1; above 1 whole multiples where a norm asks for it.
+
+    Args:
+        spec: of the network.
+        ratio: positive; 0.5 for half as many units.
+        spaces: which; those of :func:`resizable` by default.
+
+    Raises:
+        PlanError: for a ratio that is not positive and finite, or a space that is not there.
+    """
+    if not 0 < ratio < math.inf:
+        raise PlanError(f"width {ratio}, expected a positive number", hint="0.5 halves, 2 doubles")
+    chosen = resizable(spec) if spaces is None else spaces
+    known, normed = {space.name: space.size for space in spec.spaces}, _normed(spec)
+    missing = [space for space in chosen if space not in known]
+    if missing:
+        raise PlanError(f"no space {missing[0]!r:.80}", hint="the network has " + ", ".join(known))
+    found = {}
+    for space in chosen:
+        size = max(1, round(ratio * known[space]))
+        found[space] = max(1, round(ratio)) * known[space] if ratio > 1 and space in normed else size
+    return found
