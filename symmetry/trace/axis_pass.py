@@ -23,10 +23,12 @@ class Value:
         dims: one axis per dimension.
         origin: the state-dict tensor it is a permuted or stretched view of, and which of that tensor's dimensions each
             one is (``None``: none of them).
+        part: whether it is only a part of that tensor (a slice, one of the chunks of a fused layer).
     """
 
     dims: list[AxisNode]
     origin: tuple[str, tuple[int | None, ...]] | None = None
+    part: bool = False
 
     def placed(self, places: Sequence[int | None]) -> tuple[str, tuple[int | None, ...]] | None:
         """The origin of a view whose dimensions are these of this value."""

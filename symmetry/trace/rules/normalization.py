@@ -29,7 +29,7 @@ class BatchNorm:
                 join(value.dims[0], source.dims[1])
                 walk.note(value, kind, {0: "out"})
         variance = tensors[3]
-        if variance is not None and variance.origin is not None:
+        if variance is not None and variance.origin is not None and not variance.part:
             walk.offsets.setdefault(variance.origin[0], []).append(float(node.args[-1]))
         return (Value(source.dims), *(walk.fresh(shape) for shape in node.shapes[1:]))
 

@@ -35,7 +35,7 @@ class Pointwise:
         value = walk.value(node.args[0])
         if self.name:
             walk.activations.append((self.name, value.dims))
-        return Value(value.dims, value.origin if self.name == "" else None)
+        return Value(value.dims, value.origin if self.name == "" else None, value.part)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
@@ -55,7 +55,7 @@ class Cast:
 
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value = walk.value(node.args[0])
-        return Value(value.dims, value.origin)
+        return Value(value.dims, value.origin, value.part)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value, dtype = walk.value(node.args[0]), node.kwargs.get("dtype")

@@ -39,7 +39,7 @@ class View:
         uncut = all(len(mine) == len(theirs) == 1 or not mine for mine, theirs in groups)
         origins = {theirs[0]: mine[0] for mine, theirs in groups if mine and theirs}
         places = [origins.get(dim) for dim in range(len(shape))]
-        return Value([dims[dim] for dim in range(len(shape))], value.placed(places) if uncut else None)
+        return Value([dims[dim] for dim in range(len(shape))], value.placed(places) if uncut else None, value.part)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         return view(walk, walk.value(node.args[0]), walk.result_dims(node), walk.axes.decisions.get(node.name, []))
@@ -53,7 +53,7 @@ class Permute:
     def axes(self, walk: AxisPass, node: Node) -> Value:
         value = walk.value(node.args[0])
         places = permuted_places(node, len(value.dims))
-        return Value([value.dims[place] for place in places], value.placed(places))
+        return Value([value.dims[place] for place in places], value.placed(places), value.part)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
@@ -71,7 +71,7 @@ class Expand:
         kept = [dim >= new and value.dims[dim - new].size == size for dim, size in enumerate(shape)]
         places = [dim - new if keep else None for dim, keep in enumerate(kept)]
         dims = [value.dims[place] if place is not None else new_leaf(shape[dim]) for dim, place in enumerate(places)]
-        return Value(dims, value.placed(places))
+        return Value(dims, value.placed(places), value.part)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         return broadcast(walk, walk.value(node.args[0]), walk.result_dims(node))
@@ -106,12 +106,12 @@ class Slice:
         pieces = split_concat(axis, sizes)
         mine = 1 if start else 0
         walk.decisions[node.name] = (dim, pieces, mine)
-        dims = list(value.dims)
+        dims, places = list(value.dims), list(range(len(value.dims)))
         if node.operation == "aten.select.int":
-            del dims[dim]
+            del dims[dim], places[dim]
         else:
             dims[dim] = pieces[mine]
-        return Value(dims)
+        return Value(dims, value.placed(places), value.part or len(pieces) > 1)
 
     def gauge(self, walk: GaugePass, node: Node) -> GaugeValue:
         value = walk.value(node.args[0])
@@ -151,7 +151,15 @@ class Split:
         pieces = split_concat(value.dims[dim], sizes)
         walk.decisions[node.name] = (dim, pieces)
         gone = node.operation == "aten.unbind.int"
-        return tuple(Value([*value.dims[:dim], *([] if gone else [piece]), *value.dims[dim + 1 :]]) for piece in pieces)
+        places = [place for place in range(len(value.dims)) if not gone or place != dim]
+        return tuple(
+            Value(
+                [*value.dims[:dim], *([] if gone else [piece]), *value.dims[dim + 1 :]],
+                value.placed(places),
+                value.part or len(pieces) > 1,
+            )
+            for piece in pieces
+        )
 
     def gauge(self, walk: GaugePass, node: Node) -> tuple[GaugeValue | None, ...]:
         value = walk.value(node.args[0])
