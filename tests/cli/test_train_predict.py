@@ -172,3 +172,22 @@ def test_a_folder_of_files_with_a_table(files: list[Path], tmp_path: Path) -> No
     told = within(*words, *FAST, "--folder", tmp_path / "m", "--json").works().json
     assert told["test"]["column"] == "score"
     assert not set(told["test"]["groups"]) & {""}
+
+
+def test_answers_at_every_weight(tiny_zoo: Path, files: list[Path], tmp_path: Path) -> None:
+    words = ("train", "task=edge", "task.examples=16", "trainer.epochs=2", "model.hidden=8", "--zoo", tiny_zoo)
+    told = within(*words, "--folder", tmp_path / "m", "--json").works().json
+    assert {row["name"] for row in told["test"]["models"]} == {"metanet", "magnitude"}
+    (answer,) = within("predict", tmp_path / "m", files[0], "--json").works().json
+    state = load_file(files[0])
+    values = {name: torch.tensor(value).float() for name, value in answer["values"].items()}
+    assert values.keys() <= state.keys()
+    assert all(value.shape == state[name].shape for name, value in values.items())
+    assert max(float(value.std()) for value in values.values() if value.numel() > 1) > 1e-3
+    # A saliency is no change: a rescaled network gets the same answers.
+    checkpoint = package.load(files[0])
+    element = checkpoint.spec.sample(torch.Generator().manual_seed(0), kinds=("scale", "sign"))
+    checkpoint.save(tmp_path / "same.safetensors", checkpoint.spec.act(element, checkpoint.state))
+    (same,) = within("predict", tmp_path / "m", tmp_path / "same.safetensors", "--json").works().json
+    away = max(float((torch.tensor(same["values"][name]) - value).abs().max()) for name, value in values.items())
+    assert away < 1e-2 * max(float(value.std()) for value in values.values() if value.numel() > 1)

@@ -1,5 +1,7 @@
 """Is what a unit or a weight matters what a slow oracle measures, and do answers at places follow the units?"""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from metanet.checkpoint import Architecture
 from metanet.errors import ConfigError, TaskError
 from metanet.graph import ParameterGraph, collate
 from metanet.nn import Metanet
-from metanet.tasks import EdgeTask, PlaceItem, UnitTask, place_data
+from metanet.tasks import Coverage, EdgeTask, PlaceItem, PlaceModel, UnitTask, place_data
 from metanet.tasks.effects import unit_effects, unit_norms, weight_changes, weight_saliency, weight_sizes
 from metanet.tasks.place_task import mean_tau, place_answers, weight_units
 
@@ -191,3 +193,44 @@ def test_bad_data_and_tasks_are_refused():
     for bad in ({"target": "colour"}, {"target": "loss", "batch": 0}, {"target": "loss", "inputs": "noise"}):
         with pytest.raises(ConfigError):
             UnitTask(**bad)
+
+
+def test_a_model_that_runs_networks_refuses_what_cannot_be_run():
+    graph = prepared()[0]
+    model = PlaceModel.__new__(PlaceModel)  # what is asked before any weight of the model matters
+    model.coverage, model.runs = Coverage.of([graph.spec]), True
+    readable = SimpleNamespace(spec=graph.spec, state=graph.state())
+    (answer,) = model.predict([("a", readable)])
+    assert answer.refused == "its operations are not known, and the model runs the network"
+    model.runs, asked = False, []
+    model.values = lambda graphs: [asked.append(graph) or {} for graph in graphs]
+    (answer,) = model.predict([("a", readable)])
+    assert not answer.refused
+    assert len(asked) == 1
+
+
+def test_the_loss_within_layers_sees_what_the_whole_hides():
+    """Of two answers at one distance the one that is wrong inside a layer costs more than the one that is all off."""
+    found = items("node")
+    data = place_data(found, "node", "x", seed=1)
+    number = int(data.part("train")[0])
+    target = data.targets[number]
+    task, plain = UnitTask("removal"), UnitTask("removal", within=0.0)
+
+    def cost(task, sign):
+        class Said(torch.nn.Module):
+            def forward(self, batch):
+                scale = task.transform(data)
+                turned = {name: value.mean() + sign * (value - value.mean()) for name, value in target.items()}
+                off = 0.0 if sign < 0 else away
+                return [{name: (value - scale.mean) / scale.deviation + off for name, value in turned.items()}]
+
+        with torch.no_grad():
+            module = Said()
+            module.register_parameter("dummy", torch.nn.Parameter(torch.zeros(1)))
+            return float(task.loss(module, data, torch.tensor([number]), torch.Generator()))
+
+    inside = torch.cat([2 * (value - value.mean()) for value in target.values()]) / plain.transform(data).deviation
+    away = float(inside.square().mean().sqrt())
+    assert cost(plain, -1) == pytest.approx(cost(plain, 1), rel=0.2)
+    assert cost(task, -1) > 1.5 * cost(task, 1)
