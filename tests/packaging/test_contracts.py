@@ -16,6 +16,7 @@ PLANTED = [
     ("metanet/tasks/metrics.py", "import metanet.datasets", "only the command line imports metanet.datasets"),
     ("metanet/datasets/ranges.py", "import metanet.commands", "stand on each other in one direction"),
     ("metanet/graph/layout.py", "import metanet.checkpoint", "stand on each other in one direction"),
+    ("metanet/score/values.py", "import metanet.graph", "scores stand on symmetry and checkpoints alone"),
     ("metanet/train/settings.py", "import metanet.tasks.property", "the trainer knows no task by name"),
     ("metanet/report/page.py", "import torch", "the report draws values and computes none"),
 ]
