@@ -3,7 +3,9 @@
 Perceptrons 196-32-32-10 on MNIST of 14x14, four in five to train on. A metanetwork edits networks that it has not
 seen, from their weights alone; images are used to train it, and test images to measure. Three variants of equal
 parameters: `strict` (an equivariant change, which may change the function), `quasi` (one element of the own group) and
-`soft` (one element per channel, and the mean).
+`soft` (one element per channel, and the mean). Each is measured as a whole and ("head alone") without the second stage,
+in which it goes on from what its head predicts: eight steps down the KL on learned inputs (`merge`), or the best of 64
+tries there (the other jobs).
 
 - `merge`: cross-entropy of the average of two matched networks above the mean of both ends;
 - `quantise4`, `quantise8`: KL between a network and itself rounded per tensor;
@@ -31,7 +33,8 @@ from typing import Any
 import quasi_jobs as jobs
 import torch
 from quasi_forms import equalised
-from quasi_reader import PROBES, balanced
+from quasi_reader import PROBES, Variant, balanced
+from quasi_rivals import rivals
 from quasi_zoo import WIDTHS, images, network, zoo
 from tqdm import tqdm
 
@@ -39,11 +42,11 @@ import symmetry
 from metanet.io import read_json, write_json_atomic
 
 SEEDS = (0, 1, 2)
-VARIANTS = ("strict", "quasi", "soft")
-STEPS = {"merge": 300, "quantise": 350, "prune": 200}
+VARIANTS: tuple[Variant, ...] = ("strict", "quasi", "soft")
+STEPS = {"merge": 200, "quantise": 120, "prune": 120}
 NETWORKS, TRAINED, HELD_OUT = 600, (400, 800), 0.2
-QUICK = 100
-# Rivals that read no data; with images at the time of the edit a matching or a score is listed, but is no rival.
+QUICK_NETWORKS, QUICK_TRAINED, QUICK_STEPS = 60, (150, 300), 10
+# The rivals of a wanted ratio: closed forms. What else is listed says which part of the work learning does.
 FREE = ("raw", "magnitude", "unit", "balanced", "equalised")
 WANTED = {"merge": 0.85, "quantise4": 0.95, "quantise8": 0.95, "prune50": 0.5}
 
@@ -72,10 +75,30 @@ def piece(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return dict(read_json(file))
 
 
+def trained_and_measured(
+    job: str, variant: Variant, data: jobs.Data, seed: int, steps: int
+) -> dict[str, jobs.Measures]:
+    """One variant as a whole, and what its head does alone (trained anew for that where the stages train together)."""
+    found = {}
+    reader = None
+    for refine in (True, False):
+        seconds = 0.0
+        if reader is None or job == "merge":
+            started = time.process_time()
+            with bar(f"{job} {variant} {seed}", steps) as progress:
+                reader = jobs.learn(job, variant, data, seed, steps, lambda n: bool(progress.update(n)), refine)
+            seconds = time.process_time() - started
+        cases = jobs.measure(job, reader, data, refine)
+        found[variant if refine else f"{variant}, head alone"] = {
+            case: {**values, "train_s": seconds} if seconds else values for case, values in cases.items()
+        }
+    return found
+
+
 def results(job: str, seed: int, quick: bool, folder: Path) -> dict[str, jobs.Measures]:
     """All rivals and variants of one job."""
-    count, trained = (QUICK, (200, 400)) if quick else (NETWORKS, TRAINED)
-    steps = 40 if quick else STEPS[job]
+    count, trained = (QUICK_NETWORKS, QUICK_TRAINED) if quick else (NETWORKS, TRAINED)
+    steps = QUICK_STEPS if quick else STEPS[job]
     at = folder / f"{job}-{seed}-{count}-{steps}"
     at.mkdir(parents=True, exist_ok=True)
     data: list[jobs.Data] = []
@@ -85,20 +108,13 @@ def results(job: str, seed: int, quick: bool, folder: Path) -> dict[str, jobs.Me
             data.append(load(seed, job, count, trained, folder))
         return data[0]
 
-    found: dict[str, jobs.Measures] = dict(
-        piece(at / "closed.json", lambda: jobs.closed_forms(job, here(), seed))  # type: ignore[arg-type, return-value]
-    )
+    found: dict[str, jobs.Measures] = dict(piece(at / "rivals.json", lambda: {**rivals(job, here(), seed)}))
     for variant in VARIANTS:
 
-        def make(variant: jobs.Variant = variant) -> dict[str, Any]:  # type: ignore[assignment]
-            started = time.perf_counter()
-            with bar(f"{job} {variant} {seed}", steps) as progress:
-                reader, _ = jobs.learn(job, variant, here(), seed, steps, lambda n: bool(progress.update(n)))
-            seconds = time.perf_counter() - started
-            measured = jobs.measure(job, reader, here())
-            return {case: {**values, "train_s": seconds} for case, values in measured.items()}
+        def make(variant: Variant = variant) -> dict[str, Any]:
+            return trained_and_measured(job, variant, here(), seed, steps)
 
-        found[variant] = piece(at / f"{variant}.json", make)
+        found |= piece(at / f"{variant}.json", make)
     return found
 
 
@@ -113,14 +129,15 @@ def tidy(seed: int, found: dict[str, jobs.Measures]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """By case: each variant's value by seed and mean, its ratio to the best or named rival, and what it did to the
-    networks before the job: how far their functions moved, and how far they are from the orbit.
+    """By case: each variant's value by seed, mean and standard deviation over the seeds, the ratio of its mean to that
+    of the best or named rival, and what it did to the networks before the job: how far their functions moved, and how
+    far they are from the orbit.
     """
     seeds = sorted({row["seed"] for row in rows})
     lines = [
-        f"{'case':<11}{'variant':<22}"
+        f"{'case':<11}{'variant':<30}"
         + "".join(f"{f'seed {s}':>10}" for s in seeds)
-        + f"{'mean':>10}{'ratio':>8}{'edit KL':>10}{'defect':>9}"
+        + f"{'mean':>10}{'spread':>10}{'ratio':>8}{'edit KL':>10}{'defect':>9}"
     ]
     for case in WANTED:
         mine = [row for row in rows if row["case"] == case]
@@ -138,7 +155,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for name in names:
             cells = "".join(f"{value:>10.3g}" for value in values(name, metric))
-            line = f"{case:<11}{name:<22}{cells}{means[name]:>10.3g}{means[name] / means[rival]:>8.2f}"
+            spread = statistics.stdev(values(name, metric)) if len(seeds) > 1 else 0.0
+            line = f"{case:<11}{name:<30}{cells}{means[name]:>10.3g}{spread:>10.2g}{means[name] / means[rival]:>8.2f}"
             for what, width in (("edit_kl", 10), ("defect", 9)):
                 told = values(name, what)
                 line += f"{abs(statistics.mean(told)):>{width}.1e}" if told else " " * (width - 1) + "-"

@@ -135,7 +135,13 @@ def pruned(state: State, scores: list[Tensor], share: float = 0.5, sharpness: fl
     logs = [score.clamp_min(1e-12).log() for score in scores]
     whole = torch.cat([log.flatten(1) for log in logs], dim=1)
     count = max(int(share * whole.shape[1]), 1)
-    threshold = whole.detach().kthvalue(count, dim=1).values[:, None, None]
+    threshold = whole.detach().kthvalue(count, dim=1, keepdim=True).values
+    if sharpness is not None:
+        # The threshold moves with the scores, so that the share stays: without that, all scores would want to grow.
+        soft = torch.sigmoid(sharpness * (whole - threshold)).detach()
+        weights = soft * (1 - soft)
+        threshold = threshold + (weights * (whole - whole.detach())).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    threshold = threshold[..., None]
     found = list(state)
     for number, log in zip((0, 2, 4), logs, strict=True):
         above = log - threshold

@@ -37,17 +37,17 @@ class GaugeDescent(nn.Module):
 
     Args:
         steps: how many.
-        size: of all steps, at the start.
+        size: of the first step before training; the others fall linearly towards zero.
 
     Raises:
         ModelError: for a number of steps or a size that is not positive.
     """
 
-    def __init__(self, steps: int = 4, size: float = 0.3) -> None:
+    def __init__(self, steps: int = 8, size: float = 0.08) -> None:
         super().__init__()
         if steps < 1 or not size > 0:
             raise ModelError(f"steps={steps}, size={size}, expected positive numbers")
-        self.log_sizes = nn.Parameter(torch.full((steps,), float(torch.tensor(size).log())))
+        self.log_sizes = nn.Parameter((size * (1 - torch.arange(steps) / steps)).log())
 
     def forward(self, alphas: Sequence[Motion], loss: GaugeLoss) -> list[Motion]:
         """The motions after the steps.
