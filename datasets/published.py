@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,12 @@ from torch import Tensor
 from metanet.checkpoint import Architecture, Raw, read
 from metanet.errors import CheckpointError, ZooError, clean
 
-__all__ = ["KIND", "PublishedNetwork", "PublishedZoo", "parts_by_share", "read_table"]
+__all__ = ["KIND", "PublishedNetwork", "PublishedZoo", "parts_by_share", "table_rows"]
 
 # What a zoo that was imported has as its kind.
 KIND = "published"
 
-_MAX_TABLE_BYTES = 1 << 30
+_MAX_TABLE_BYTES, _MAX_LINE_BYTES = 1 << 31, 1 << 20
 # What seeds the choice of parts where the authors published none: a constant, so that every reader sees the same.
 _SPLIT_SEED = 0x2EAD
 
@@ -136,8 +138,8 @@ def listing(folder: Path) -> list[str]:
         ) from error
 
 
-def read_table(path: Path, needed: Sequence[str], what: str) -> list[dict[str, str]]:
-    """The rows of a CSV table, plain or gzipped.
+def table_rows(path: Path, needed: Sequence[str], what: str) -> Iterator[dict[str, str]]:
+    """The rows of a CSV table, plain or gzipped, one after the other: a table may be larger than what is kept of it.
 
     Args:
         path: the file.
@@ -148,31 +150,40 @@ def read_table(path: Path, needed: Sequence[str], what: str) -> list[dict[str, s
         ZooError: for anything that is no such table.
     """
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                data = file.read(_MAX_TABLE_BYTES + 1)
-        else:
-            with open(path, "rb") as plain:
-                data = plain.read(_MAX_TABLE_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            reader = csv.reader(_lines(path, file))
+            columns = next(reader, [])
+            missing = [name for name in needed if name not in columns]
+            if missing:
+                raise ZooError(f"has no column {missing[0]!r}", where=path, hint=f"is it a table of {what}?")
+            if len(set(columns)) < len(columns):
+                raise ZooError("names a column twice", where=path, hint="fetch it again")
+            # Settings come again and again: each text is kept once.
+            known: dict[str, str] = {}
+            count = 0
+            for row in reader:
+                if not row:
+                    continue
+                count += 1
+                if len(row) != len(columns):
+                    stated = f"line {reader.line_num} has not as many fields as the first"
+                    raise ZooError(stated, where=path, hint="fetch it again")
+                yield dict(zip(columns, (known.setdefault(text, text) for text in row), strict=True))
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise ZooError(f"cannot be read: {clean(error, 120)}", where=path, hint="fetch it again") from error
-    if len(data) > _MAX_TABLE_BYTES:
-        raise ZooError("is larger than 1 GiB, which no such table is", where=path)
-    reader = csv.DictReader(text.splitlines())
-    columns = list(reader.fieldnames or ())
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise ZooError(f"has no column {missing[0]!r}", where=path, hint=f"is it a table of {what}?")
-    if len(set(columns)) < len(columns):
-        raise ZooError("names a column twice", where=path, hint="fetch it again")
-    rows = list(reader)
-    if not rows:
+    if not count:
         raise ZooError("has no rows", where=path, hint="fetch it again")
-    for number, row in enumerate(rows, 2):
-        if None in row or any(value is None for value in row.values()):
-            raise ZooError(f"line {number} has not as many fields as the first", where=path, hint="fetch it again")
-    return rows
+
+
+def _lines(path: Path, file: io.BufferedIOBase) -> Iterator[str]:
+    read = 0
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        read += len(line)
+        if len(line) > _MAX_LINE_BYTES:
+            raise ZooError(f"has a line of more than {_MAX_LINE_BYTES} bytes, which no such table has", where=path)
+        if read > _MAX_TABLE_BYTES:
+            raise ZooError(f"is larger than {_MAX_TABLE_BYTES} bytes, which no such table is", where=path)
+        yield line.decode("utf-8")
 
 
 def finite(text: str, where: Path, column: str) -> float:

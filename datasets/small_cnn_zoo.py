@@ -22,7 +22,7 @@ from torch import Tensor
 from metanet.checkpoint import Architecture
 from metanet.errors import ZooError, clean
 
-from .published import PublishedNetwork, PublishedZoo, is_number, read_table
+from .published import PublishedNetwork, PublishedZoo, is_number, table_rows
 
 __all__ = ["SmallCnnZoo", "read_small_cnn_zoo"]
 
@@ -42,12 +42,12 @@ class SmallCnnZoo(PublishedZoo):
         folder: Path,
         weights: np.ndarray,
         rows: Sequence[int],
-        table: Sequence[Mapping[str, str]],
+        table: Mapping[int, Mapping[str, str]],
         tensors: Sequence[tuple[int, tuple[int, ...]]],
         architectures: Mapping[str, Architecture],
     ) -> None:
         self.folder = folder
-        self.metrics = tuple(name for name in _METRICS if name in table[0])
+        self.metrics = tuple(name for name in _METRICS if name in table[rows[0]])
         self._weights, self._rows, self._table = weights, rows, table
         self._tensors, self._architectures = tensors, architectures
         runs = list(dict.fromkeys(self._run(row) for row in rows))
@@ -110,17 +110,17 @@ def read_small_cnn_zoo(
     """
     folder = Path(folder)
     tensors = _layout(folder / "layout.csv")
-    table = _table(folder / "metrics.csv.gz")
+    table, count = _table(folder / "metrics.csv.gz", step)
     path = folder / "weights.npy"
     try:
         weights = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ZooError(f"cannot be read: {clean(error, 120)}", where=path, hint="fetch it again") from error
     need = sum(math.prod(shape) for _, shape in tensors)
-    if weights.ndim != 2 or weights.dtype.kind != "f" or weights.shape != (len(table), need):
-        stated = f"({len(table)}, {need}), rows of the table by numbers of the layout"
+    if weights.ndim != 2 or weights.dtype.kind != "f" or weights.shape != (count, need):
+        stated = f"({count}, {need}), rows of the table by numbers of the layout"
         raise ZooError(f"is {weights.dtype}{weights.shape}, expected floats {stated}", where=path)
-    rows = [i for i, record in enumerate(table) if step is None or record["step"] == str(step)]
+    rows = list(table)
     if not rows:
         raise ZooError(f"no network of step {step}", where=folder / "metrics.csv.gz", hint="give step=None for all")
     activations = {table[row]["config.activation"] for row in rows}
@@ -128,13 +128,19 @@ def read_small_cnn_zoo(
     return SmallCnnZoo(folder, weights, rows, table, tensors, architectures)
 
 
-def _table(path: Path) -> list[dict[str, str]]:
-    return read_table(path, ("step", "config.activation", "test_accuracy", "train_accuracy"), _ZOO)
+def _table(path: Path, step: int | None) -> tuple[dict[int, dict[str, str]], int]:
+    """The rows of one step, by number, and how many there are of all steps."""
+    found, count = {}, 0
+    for row in table_rows(path, ("step", "config.activation", "test_accuracy", "train_accuracy"), _ZOO):
+        if step is None or row["step"] == str(step):
+            found[count] = row
+        count += 1
+    return found, count
 
 
 def _layout(path: Path) -> list[tuple[int, tuple[int, ...]]]:
     tensors: list[tuple[int, tuple[int, ...], str]] = []
-    for row in read_table(path, ("varname", "start_idx", "end_idx", "size", "shape"), _ZOO):
+    for row in table_rows(path, ("varname", "start_idx", "end_idx", "size", "shape"), _ZOO):
         name, match = clean(repr(row["varname"]), 60), _SHAPE.fullmatch(row["shape"].strip())
         if match is None:
             raise ZooError(f"{name} has shape {clean(repr(row['shape']), 60)}, expected (3, 3, 1, 16)", where=path)

@@ -26,7 +26,7 @@ from torch import Tensor
 from metanet.checkpoint import Architecture
 from metanet.errors import CheckpointError, ZooError, clean
 
-from .published import PublishedNetwork, PublishedZoo, finite, listing, parts_by_share, read_network, read_table
+from .published import PublishedNetwork, PublishedZoo, finite, listing, parts_by_share, read_network, table_rows
 
 __all__ = ["TransformerZoo", "read_transformer_zoo"]
 
@@ -115,17 +115,17 @@ def read_transformer_zoo(
         known = ", ".join(tables) or "none"
         raise ZooError(f"has no table of {clean(repr(data), 40)}", where=folder / "metadata", hint=f"there are {known}")
     path = folder / "metadata" / f"{data}.csv"
-    rows = read_table(path, ("ckpt_epoch", "ckpt_file"), _ZOO)
-    column = next((name for name in _ACCURACY if name in rows[0]), None)
-    if column is None:
-        raise ZooError(f"has no column {_ACCURACY[0]!r}", where=path, hint=f"is it a table of {_ZOO}?")
-    if heads is None and _HEADS not in rows[0]:
-        raise ZooError(f"has no column {_HEADS!r}", where=path, hint="say how many: heads=2")
     here = set(listing(folder / data))
-    _check_files(path, rows, data, here)
-    named = {PurePosixPath(row["ckpt_file"]).name for row in rows}
+    named: set[str] = set()
+    wanted: list[dict[str, str]] = []
+    column = ""
+    for number, row in enumerate(table_rows(path, ("ckpt_epoch", "ckpt_file"), _ZOO), 2):
+        if not column:
+            column = _accuracy_column(path, row, heads)
+        named.add(_checked_name(path, number, row["ckpt_file"], data, here, named))
+        if _wanted(row, epoch) and finite(row[column], path, column) >= least:
+            wanted.append(row)
     left_out = sorted(f"{data}/{name}" for name in here - named)
-    wanted = [row for row in rows if _wanted(row, epoch) and finite(row[column], path, column) >= least]
     if not wanted:
         at = "with an epoch" if epoch is None else f"of epoch {epoch}"
         raise ZooError(f"no checkpoint {at} and an accuracy of at least {least:g}", where=path, hint="ask for others")
@@ -137,23 +137,30 @@ def _wanted(row: Mapping[str, str], epoch: int | None) -> bool:
     return text == str(epoch) if epoch is not None else text.isascii() and text.isdigit()
 
 
-def _check_files(path: Path, rows: Sequence[Mapping[str, str]], data: str, here: set[str]) -> None:
-    seen: set[str] = set()
-    for number, row in enumerate(rows, 2):
-        text = row["ckpt_file"]
-        first, _, name = text.partition("/")
-        if first != data or not _NAME.fullmatch(name):
-            expected = f"{data}/<run>_<epoch>_<accuracy>.pt"
-            raise ZooError(f"line {number} names the file {clean(repr(text), 80)}, expected {expected}", where=path)
-        if name in seen:
-            raise ZooError(f"line {number} names {clean(text, 80)} again", where=path, hint="fetch it again")
-        if name not in here:
-            raise ZooError(
-                f"line {number} names {clean(text, 80)}, which is not there",
-                where=path,
-                hint="unpack the whole archive: a part of the zoo is not the zoo",
-            )
-        seen.add(name)
+def _accuracy_column(path: Path, row: Mapping[str, str], heads: int | None) -> str:
+    column = next((name for name in _ACCURACY if name in row), None)
+    if column is None:
+        raise ZooError(f"has no column {_ACCURACY[0]!r}", where=path, hint=f"is it a table of {_ZOO}?")
+    if heads is None and _HEADS not in row:
+        raise ZooError(f"has no column {_HEADS!r}", where=path, hint="say how many: heads=2")
+    return column
+
+
+def _checked_name(path: Path, number: int, text: str, data: str, here: set[str], seen: set[str]) -> str:
+    """The file that a row of the table names, inside its folder."""
+    first, _, name = text.partition("/")
+    if first != data or not _NAME.fullmatch(name):
+        expected = f"{data}/<run>_<epoch>_<accuracy>.pt"
+        raise ZooError(f"row {number} names the file {clean(repr(text), 80)}, expected {expected}", where=path)
+    if name in seen:
+        raise ZooError(f"row {number} names {clean(text, 80)} again", where=path, hint="fetch it again")
+    if name not in here:
+        raise ZooError(
+            f"row {number} names {clean(text, 80)}, which is not there",
+            where=path,
+            hint="unpack the whole archive: a part of the zoo is not the zoo",
+        )
+    return name
 
 
 def _run(row: Mapping[str, str]) -> str:

@@ -11,7 +11,8 @@ import sys
 import termios
 from pathlib import Path
 
-from metanet.datasets import Zoo
+from metanet.commands._zoo_data import lineage
+from metanet.datasets import InrConfig, Zoo, load_zoo_config
 from tests.cli.command import metanet, within
 
 TINY = ("zoo", "build", "zoo=digits_tiny", "zoo.runs=4", "zoo.architectures=1", "zoo.children=0", "--threads", "1")
@@ -29,6 +30,22 @@ def test_build_then_verify_then_build_again(tmp_path: Path) -> None:
     again = within(*TINY, "--folder", tmp_path / "my zoo").works()
     assert f"{len(zoo)} networks of 4 runs" in again.out
     assert (tmp_path / "my zoo" / "manifest.json").read_bytes() == before
+
+
+def test_images_as_networks_are_built_and_verified(tmp_path: Path) -> None:
+    whole = load_zoo_config("digits_inr")
+    assert isinstance(whole, InrConfig)
+    assert (whole.networks, whole.copies) == (7188, 4)
+    few = ("zoo.images.train=9", "zoo.images.val=3", "zoo.images.test=4", "zoo.training.steps=40", "zoo.group=20")
+    words = ("zoo", "build", "zoo=digits_inr", *few, "--folder", tmp_path / "zoo", "--threads", "1", "--json")
+    told = within(*words).works().json
+    assert (told["networks"], told["families"]) == (64, {"siren": 64})
+    zoo = Zoo.open(tmp_path / "zoo")
+    assert zoo.index["psnr"].min() == told["psnr"]["lowest"] > 5
+    assert set(zoo.index["steps"]) == {40}
+    assert [len(set(zoo.index["image"][zoo.split(part)])) for part in ("train", "val", "test")] == [9, 3, 4]
+    assert set(lineage(zoo).values()) == {f"image {image}" for image in zoo.index["image"]}
+    assert within("zoo", "verify", tmp_path / "zoo").works().out.rstrip().endswith("passed")
 
 
 def test_verify_notices_a_changed_byte(tiny_zoo: Path, tmp_path: Path) -> None:

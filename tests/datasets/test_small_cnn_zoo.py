@@ -74,3 +74,21 @@ def test_weights_that_are_no_plain_matrix_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "weights.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ZooError, match="cannot be read"):
         read_small_cnn_zoo(tmp_path, strides=(2, 1), size=8)
+
+
+def test_a_table_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    small_cnn_zoo(tmp_path)
+    path = tmp_path / "metrics.csv.gz"
+    data = path.read_bytes()
+    for changed in (data[:-12], data[:20], b"", b"\x1f\x8b" + data[2:].replace(data[30:40], b"x" * 10)):
+        path.write_bytes(changed)
+        with pytest.raises(ZooError, match=r"metrics.csv.gz: (cannot be read|has no column|has no rows)") as caught:
+            read_small_cnn_zoo(tmp_path, strides=(2, 1), size=8)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_kept_of_a_table_does_not_grow_with_other_steps(tmp_path: Path) -> None:
+    small_cnn_zoo(tmp_path, 40)
+    zoo = read_small_cnn_zoo(tmp_path, strides=(2, 1), size=8)
+    assert sorted(zoo._table) == list(range(1, 80, 2))  # half of the rows are of step 10
+    assert zoo[3].metrics["test_accuracy"] == pytest.approx(8 / 82, abs=1e-3)
