@@ -8,8 +8,8 @@ half a period, when the weights behind it change theirs. With ``t = w b`` the ph
 
 turns its sign with it, for every odd and every even function: ``(a, t) -> (-a, -t)`` and ``t -> t + pi`` both give
 ``-h``. So the answers are invariant under the whole group, smoothly and without a frame. The functions are pairs of
-bumps around learned places: ``odd, even = exp(-(a + c)^2) -+ exp(-(a - c)^2)``. Neither the sine itself nor any point
-of its domain occurs.
+bumps around learned places: ``odd, even = exp(-(a + c)^2) -+ exp(-(a - c)^2)``, at the first units in all of a unit's
+weights at once, ``exp(-|w +- c|^2 / s^2)``. Neither the sine itself nor any point of its domain occurs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Link", "Waves", "chain_of"]
 
 _DEPTHS = 4  # hidden layers that are told apart; later ones share the last
 _FITTED = 256  # networks by which sizes are set
-_FIRST = 2.5  # size of what reaches the first units: bumps have width 1, and pictures need several along each axis
+_SPREAD = 1.2  # of the first places, where weights have size 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,8 @@ class Waves(nn.Module):
         self.inputs = nn.ModuleDict()
         self.readers = nn.ModuleDict()
         self.places = Table(_DEPTHS, channels, scale=0.5)
-        self.mix = Table(_DEPTHS - 1, channels, channels, scale=channels**-0.5)
+        self.widths = Table(channels, scale=0.5)
+        self.mix = Table(_DEPTHS - 1, channels, channels, scale=0.6 * channels**-0.5)
         self.register_buffer("sizes", torch.ones(_DEPTHS))
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64))
 
@@ -111,6 +112,7 @@ class Waves(nn.Module):
         """Draw all weights anew; those of inputs and outputs are drawn when networks with as many are met."""
         self.seed.fill_(int(torch.randint(2**31, (), generator=generator)))
         self.places.reset_parameters(generator)
+        self.widths.reset_parameters(generator)
         self.mix.reset_parameters(generator)
         self.sizes.fill_(1.0)
         self.inputs.clear()
@@ -136,11 +138,11 @@ class Waves(nn.Module):
                 reached += self._sweep(bucket.select(rows, rows))[1][depth : depth + 1]
             if reached:
                 size = torch.stack([value.square().mean() for value in reached]).mean().sqrt()
-                self.sizes[depth] = (size / (1.0 if depth else _FIRST)).clamp(min=1e-12)
+                self.sizes[depth] = size.clamp(min=1e-12)
 
     def _input(self, key: str) -> Dense:
         if key not in self.inputs:
-            made = Dense(int(key), self.channels, bias=False)
+            made = Dense(int(key), self.channels, bias=False, gain=_SPREAD * int(key) ** 0.5)
             made.reset_parameters(self._generator(2 * int(key)))
             self.inputs[key] = made.to(self.mix.weight)
         found = self.inputs[key]
@@ -166,19 +168,23 @@ class Waves(nn.Module):
         """What reaches the outputs, and what reached each hidden layer before it was divided by its size."""
         reached: list[Tensor] = []
         chain = chain_of(bucket.topology)
-        channels = self._input(str(_ends(bucket)[0])).weight.T
+        channels: Tensor | None = None
         for depth, link in enumerate(chain[:-1]):
             if link.step is None or link.bias is None:
                 raise ModelError("a hidden layer without a phase", hint="waves=0")
             place = min(depth, _DEPTHS - 1)
-            arrived = bucket.value(link.weight)[..., 0] @ channels * (math.pi / link.step)
+            arrived = bucket.value(link.weight)[..., 0] * (math.pi / link.step)
+            arrived = arrived if channels is None else arrived @ channels
             reached.append(arrived)
             arrived = arrived / self.sizes[place]
-            if depth:
+            if channels is None:
+                bumps = _bumps_at(arrived, self._input(str(_ends(bucket)[0])).weight, self.widths.weight)
+            else:
                 arrived = linear(arrived, self.mix.weight[place - 1])
-            phase = bucket.value(link.bias)[..., 0] * (math.pi / link.step)
-            channels = _met(arrived, phase, self.places.weight[place])
-        return bucket.value(chain[-1].weight)[..., 0] @ channels, reached
+                bumps = _bumps(arrived, self.places.weight[place])
+            channels = _met(*bumps, bucket.value(link.bias)[..., 0] * (math.pi / link.step))
+        last = bucket.value(chain[-1].weight)[..., 0]
+        return last if channels is None else last @ channels, reached
 
     def forward(self, bucket: Bucket) -> Tensor:
         """See the class."""
@@ -219,13 +225,32 @@ def _ends(bucket: Bucket) -> tuple[int, int]:
     return first.shape[2], last.shape[1]
 
 
-def _met(arrived: Tensor, phase: Tensor, places: Tensor) -> Tensor:
-    """What units pass on.
+def _bumps(arrived: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """One bump at minus, one at plus the place: they change their roles with the sign of what arrives.
 
     Shapes:
-        arrived: ``(B, units, channels)``. phase: ``(B, units)``. places: ``(channels,)``. Returns like ``arrived``.
+        arrived: ``(..., channels)``. places: ``(channels,)``. Returns two like ``arrived``.
     """
-    one, two = torch.exp(-((arrived + places) ** 2)), torch.exp(-((arrived - places) ** 2))
+    return torch.exp(-((arrived + places) ** 2)), torch.exp(-((arrived - places) ** 2))
+
+
+def _bumps_at(weights: Tensor, places: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+    """The same around places among the weights of units; widths are logarithms of inverse squares.
+
+    Shapes:
+        weights: ``(..., inputs)``. places: ``(channels, inputs)``. widths: ``(channels,)``. Returns two of ``(...,
+        channels)``.
+    """
+    squares = weights.square().sum(-1, keepdim=True) + places.square().sum(-1)
+    twice, sharp = 2 * linear(weights, places), widths.exp()
+    return torch.exp(-(squares + twice) * sharp), torch.exp(-(squares - twice) * sharp)
+
+
+def _met(one: Tensor, two: Tensor, phase: Tensor) -> Tensor:
+    """What units pass on: ``cos(t) (one - two) + sin(t) (one + two)``.
+
+    Shapes:
+        one, two: ``(B, units, channels)``. phase: ``(B, units)``. Returns like ``one``.
+    """
     cosine, sine = phase.cos().unsqueeze(-1), phase.sin().unsqueeze(-1)
-    # cos * (one - two) + sin * (one + two), with a product less.
     return (sine + cosine) * one + (sine - cosine) * two

@@ -74,26 +74,32 @@ def test_answers_stay_along_orbits_of_permutations_signs_and_phases(subject):
 def test_an_error_in_the_rule_is_noticed(small, monkeypatch, wrong):
     right = waves._met
 
-    def met(arrived: Tensor, phase: Tensor, places: Tensor) -> Tensor:
+    def met(one: Tensor, two: Tensor, phase: Tensor) -> Tensor:
         if wrong == "half the phase":
-            return right(arrived, phase / 2, places)
+            return right(one, two, phase / 2)
         if wrong == "functions that are not odd":
-            return right(arrived + 0.1, phase, places)
-        return right(arrived, torch.pi / 2 - phase, places)
+            return right(one, 0.9 * two, phase)
+        return right(one, two, torch.pi / 2 - phase)
 
     monkeypatch.setattr(waves, "_met", met)
     assert table(small, metanet(small)).max_error > 1e-3
 
 
 def test_what_units_pass_on_turns_its_sign_with_them():
-    a, t, c = (torch.randn(*shape, generator=make_generator(0)).double() for shape in ((2, 5, 7), (2, 5), (7,)))
-    h = waves._met(a, t, c)
-    odd, even = torch.exp(-((a + c) ** 2)), torch.exp(-((a - c) ** 2))
-    expected = t.cos()[..., None] * (odd - even) + t.sin()[..., None] * (odd + even)
-    torch.testing.assert_close(h, expected)
-    torch.testing.assert_close(waves._met(-a, -t, c), -h)
-    torch.testing.assert_close(waves._met(a, t + torch.pi, c), -h)
-    assert (waves._met(-a, t, c) + h).abs().max() > 0.1
+    a, t, c, w, p = (
+        torch.randn(*shape, generator=make_generator(0)).double()
+        for shape in ((2, 5, 7), (2, 5), (7,), (2, 5, 3), (7, 3))
+    )
+    for bumps in (lambda s: waves._bumps(s * a, c), lambda s: waves._bumps_at(s * w, p, c)):
+        h = waves._met(*bumps(1), t)
+        one, two = bumps(1)
+        expected = t.cos()[..., None] * (one - two) + t.sin()[..., None] * (one + two)
+        torch.testing.assert_close(h, expected)
+        torch.testing.assert_close(waves._met(*bumps(-1), -t), -h)
+        torch.testing.assert_close(waves._met(*bumps(1), t + torch.pi), -h)
+        assert (waves._met(*bumps(-1), t) + h).abs().max() > 0.1
+    distances = (w[:, :, None] + p).square().sum(-1)
+    torch.testing.assert_close(waves._bumps_at(w, p, c)[0], torch.exp(-distances * c.exp()))
 
 
 def test_channels_have_order_one_whatever_the_size_of_the_weights(small):
@@ -109,7 +115,7 @@ def test_channels_have_order_one_whatever_the_size_of_the_weights(small):
         sizes += [
             float((value / size).square().mean().sqrt()) for value, size in zip(reached, found.sizes, strict=False)
         ]
-    assert sizes == pytest.approx([2.5, 1.0, 2.5, 1.0], rel=1e-4)
+    assert sizes == pytest.approx([1.0] * 4, rel=1e-4)
 
 
 def test_a_trained_model_comes_back_with_its_maps(small):
