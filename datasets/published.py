@@ -8,6 +8,7 @@ import io
 import math
 import os
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,9 @@ class PublishedZoo(Sequence[PublishedNetwork]):
     metrics: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
+    @abstractmethod
     def parts(self) -> list[tuple[str, str]]:
         """Run and part of every network, without reading weights."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[PublishedNetwork]:
         return (self[i] for i in range(len(self)))
