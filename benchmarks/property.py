@@ -43,14 +43,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from property_ways import COLUMN, QUICK_ZOO, SEEDS, TREES, data_of, machine, methods, zoo_of
+from property_ways import COLUMN, QUICK_ZOO, SEEDS, TREES, Split, machine, methods, retold, splits_of, zoo_of
 from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items
 from metanet.datasets import Zoo
 from metanet.io import read_json, write_json_atomic
-from metanet.tasks import PropertyData, PropertyItem, PropertyTask, Result, average
+from metanet.tasks import PropertyData, PropertyTask, Result, average
 
 VARIANTS = ("strict", "quasi", "soft", "ensemble", "flat", *TREES, "probing", "nfn")
 METRICS = (
@@ -60,7 +59,7 @@ METRICS = (
 
 
 def run_seed(
-    items: Sequence[PropertyItem],
+    split: Split,
     seed: int,
     folder: Path,
     fits: Mapping[str, Callable[[PropertyTask, PropertyData, int], Result]],
@@ -69,8 +68,7 @@ def run_seed(
 ) -> dict[str, dict[str, float]]:
     """All variants on one split, and the ensemble of them; whatever is finished in the folder is used."""
     task = PropertyTask(column, batch=32, chunk=16, jitter=0.0)
-    data, chosen, copies = data_of(items, seed, column)
-    test = np.setdiff1d(data.part("test"), copies)
+    data = split.data
     one_architecture = len({tuple(t.shape for t in graph.state().values()) for graph in data.graphs}) == 1
     values: dict[str, dict[str, float]] = {}
     results: dict[str, Result] = {}
@@ -98,7 +96,7 @@ def run_seed(
             if name != "nfn":  # which runs in another process and measures itself
                 result = replace(result, seconds=time.process_time() - began)
         results[name] = result
-        value = measures(task, data, result, test, chosen, copies)
+        value = measures(task, split, result)
         np.savez(kept, scores=result.scores)
         write_json_atomic(done, value)
         values[name] = value
@@ -117,15 +115,9 @@ def told_of(task: PropertyTask, data: PropertyData, result: Result) -> dict[str,
     return task.validate(scores.astype(np.float32), data)
 
 
-def measures(
-    task: PropertyTask,
-    data: PropertyData,
-    result: Result,
-    test: NDArray[np.intp],
-    chosen: NDArray[np.intp],
-    copies: NDArray[np.intp],
-) -> dict[str, float]:
+def measures(task: PropertyTask, split: Split, result: Result) -> dict[str, float]:
     """What is told of one variant: quality on test and training networks, change along orbits, seconds, speed."""
+    data, test, chosen, copies = split.data, split.test, split.chosen, split.copies
     encoding, train = task.encoding(data), data.part("train")
     found = task.measure(data, test, result.scores[test])
     known = task.measure(data, train, result.scores[train])
@@ -186,6 +178,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-property"), help="where results are kept")
     parser.add_argument("--nfn-python", metavar="PYTHON", type=Path, help="interpreter that has nfn, see nfn_runner.py")
     parser.add_argument("--nfn-rates", type=float, nargs="+", default=[1e-3, 3e-3], help="learning rates of nfn")
+    parser.add_argument("--epochs", type=int, default=40, help="of the metanetworks (quasi and soft: half)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", metavar="N", type=int, help="processor cores that zoos are built with (all)")
     arguments = parser.parse_args()
@@ -193,12 +186,12 @@ def main() -> None:
     cases, seeds = (["digits_cnn"], [0]) if arguments.quick else (arguments.cases, arguments.seeds)
     if arguments.nfn_python is None and "nfn" in arguments.variants:
         print("nfn: left out, no --nfn-python given (see nfn_runner.py)", file=sys.stderr)
-    fits = methods(arguments.quick, arguments.nfn_python, arguments.nfn_rates)
+    fits = methods(arguments.quick, arguments.nfn_python, arguments.nfn_rates, arguments.epochs)
     wanted = {name: way for name, way in fits.items() if name in arguments.variants}
     suffix = "-quick" if arguments.quick else ""
     rows: list[dict[str, Any]] = []
     zoos: dict[str, Zoo] = {}
-    items: dict[tuple[str, str], list[PropertyItem]] = {}
+    splits: dict[tuple[str, str], dict[int, Split]] = {}
     order = [(case, column, seed) for case in cases for column in arguments.columns for seed in seeds]
     for case, column, seed in tqdm(order, desc="property", file=sys.stderr, disable=not sys.stderr.isatty()):
         called = case if column == COLUMN else f"{case}-{column}"
@@ -207,9 +200,14 @@ def main() -> None:
         if case not in zoos:
             place = (arguments.zoos or arguments.folder / "zoos") / f"{case}{suffix}"
             zoos[case] = zoo_of(case, place, QUICK_ZOO if arguments.quick else (), arguments.threads)
-        if (case, column) not in items:
-            items = {(case, column): list(zoo_items(zoos[case], column))}
-        found = run_seed(items[case, column], seed, folder, wanted, column, "ensemble" in arguments.variants)
+        items = list(zoo_items(zoos[case], column)) if (case, column) not in splits else []
+        if column == COLUMN and items:
+            splits[case, column] = splits_of(items, seeds)
+        elif items:
+            base = splits.get((case, COLUMN)) or splits_of(list(zoo_items(zoos[case], COLUMN)), seeds)
+            splits.setdefault((case, COLUMN), base)
+            splits[case, column] = {key: retold(value, items, column) for key, value in base.items()}
+        found = run_seed(splits[case, column][seed], seed, folder, wanted, column, "ensemble" in arguments.variants)
         for variant, value in found.items():
             row = {"benchmark": "property", "case": called, "variant": variant, "seed": seed}
             rows += [{**row, "metric": metric, "value": value[metric]} for metric in METRICS if metric in value]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nfn_runner import nfn_scores
+from numpy.typing import NDArray
 
 from metanet.commands._compose import compose
 from metanet.datasets import Zoo, build_zoo
@@ -58,24 +59,63 @@ def data_of(
     Returns:
         The data, the places of the test networks that were moved, and those of their copies.
     """
+    one = splits_of(items, [seed], column)[seed]
+    return one.data, one.chosen, one.copies
+
+
+@dataclass(frozen=True)
+class Split:
+    """The data of one seed.
+
+    Attributes:
+        data: The networks, and behind them copies of test networks of all seeds, moved along their orbits.
+        test: The places of the test networks themselves.
+        chosen: The places of those that were moved.
+        copies: The places of their copies.
+    """
+
+    data: PropertyData
+    test: NDArray[np.intp]
+    chosen: NDArray[np.intp]
+    copies: NDArray[np.intp]
+
+
+def splits_of(items: Sequence[PropertyItem], seeds: Sequence[int], column: str = COLUMN) -> dict[int, Split]:
+    """The data of several seeds. They hold the same networks, so what is computed of a network alone is shared."""
     plain = property_data(items, column)
-    if seed:
-        shares = {part: float(np.mean(plain.split == part)) for part in ("train", "val", "test")}
-        shares["train"] = 1 - shares["val"] - shares["test"]
+    shares = {part: float(np.mean(plain.split == part)) for part in ("train", "val", "test")}
+    shares["train"] = 1 - shares["val"] - shares["test"]
+    graphs, targets, groups, names = list(plain.graphs), list(plain.targets), list(plain.groups), list(plain.names)
+    splits, places = {}, {}
+    for seed in seeds:
         draws = np.random.default_rng(np.random.SeedSequence([seed, 0x5917]))
-        plain = plain.with_split(split_by_group(plain.groups, draws, shares))
-    test = plain.part("test")
-    chosen = test[np.linspace(0, len(test) - 1, min(MOVED, len(test))).astype(int)]
-    generator = torch.Generator().manual_seed(seed)
-    kept = [
-        PropertyItem(graph, target.item(), str(group), str(part), name)
-        for graph, target, group, part, name in zip(
-            plain.graphs, plain.targets, plain.groups, plain.split, plain.names, strict=True
-        )
-    ]
-    copies = [replace(kept[i], graph=moved(kept[i].graph, generator), name=f"{kept[i].name}, moved") for i in chosen]
-    data = property_data([*kept, *copies], column)
-    return data, chosen, np.arange(len(kept), len(data))
+        splits[seed] = split_by_group(plain.groups, draws, shares) if seed else plain.split
+        test = np.flatnonzero(splits[seed] == "test")
+        chosen = test[np.linspace(0, len(test) - 1, min(MOVED, len(test))).astype(int)]
+        places[seed] = (test, chosen, np.arange(len(graphs), len(graphs) + len(chosen)))
+        generator = torch.Generator().manual_seed(seed)
+        for i in chosen:
+            graphs.append(moved(plain.graphs[i], generator))
+            targets.append(plain.targets[i])
+            # A group of its own: for another seed the network itself may stand in another part.
+            groups.append(f"{plain.groups[i]}, moved")
+            names.append(f"{plain.names[i]}, moved")
+    every = zip(graphs, targets, groups, names, strict=True)
+    whole = property_data((PropertyItem(g, t.item(), str(r), "test", n) for g, t, r, n in every), column)
+    added = ["test"] * (len(whole) - len(plain))
+    return {seed: Split(whole.with_split([*splits[seed], *added]), *places[seed]) for seed in seeds}
+
+
+def retold(split: Split, items: Sequence[PropertyItem], column: str) -> Split:
+    """The same networks in the same parts with another column as target.
+
+    Raises:
+        KeyError: A network has no value there.
+    """
+    known = {item.name: item.target for item in items}
+    values = np.array([known[name.removesuffix(", moved")] for name in split.data.names])
+    values = values.astype(float) if values.dtype.kind in "fiu" else values.astype(str)
+    return replace(split, data=replace(split.data, targets=values, column=column))
 
 
 def moved(graph: ParameterGraph, generator: torch.Generator) -> ParameterGraph:
@@ -110,11 +150,11 @@ def nfn_result(
 
 
 def methods(
-    quick: bool, nfn_python: Path | None = None, nfn_rates: Sequence[float] = NFN_RATES
+    quick: bool, nfn_python: Path | None = None, nfn_rates: Sequence[float] = NFN_RATES, epochs: int = 40
 ) -> dict[str, Callable[[PropertyTask, PropertyData, int], Result]]:
     """How each variant but the ensemble is fitted."""
     settings = TrainerSettings(
-        epochs=8 if quick else 40, learning_rate=3e-3, weight_decay=0.1, average=0.95, patience=0, progress=False
+        epochs=8 if quick else epochs, learning_rate=3e-3, weight_decay=0.1, average=0.95, patience=0, progress=False
     )
     # A step costs them four times as much: half the epochs take about twice the time.
     moving = replace(settings, epochs=settings.epochs // 2)
@@ -127,8 +167,8 @@ def methods(
         "probing": MetanetMethod(PROBING, settings, name="probing").run,
     }
     if nfn_python is not None:
-        epochs = 5 if quick else NFN_EPOCHS
-        found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, epochs, nfn_rates)
+        most = 5 if quick else NFN_EPOCHS
+        found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, most, nfn_rates)
     return found
 
 
