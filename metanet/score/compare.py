@@ -95,15 +95,15 @@ def compare(
     given = Inputs.of(inputs, labels, origin, batch_axis)
     with undisturbed():
         subjects = Subject.of(a, "a", dtype, device), Subject.of(b, "b", dtype, device)
-        pair = Pair.settle(*subjects, given, layers is not None, features)
-        readings = pair.readings(default_kind(a, kind), class_axis)
+        pair = Pair.settle(*subjects, given, batch, layers is not None, features)
+        readings, assumed = pair.readings(default_kind(a, kind), class_axis)
         run = Run(pair, readings, layers)
         for batch_of_inputs in given.batches(batch, seed):
             run.add(batch_of_inputs)
         scores = run.scores(resamples, confidence, seed, interval)
         similar = run.similarities(confidence)
         straight = _line(pair, readings[0], line, batch, seed)
-    notes = [*pair.notes, *run.notes(features)]
+    notes = [*pair.notes, *assumed, *run.notes(features)]
     verdict = _verdict(pair, scores, tolerance, notes)
     return Preservation(
         verdict=verdict,

@@ -79,10 +79,10 @@ class Recorder:
         with self._listening(lambda name, value: into.__setitem__(name, tuple(value.shape))):
             yield
 
-    def settle(self, full: dict[str, tuple[int, ...]], fewer: dict[str, tuple[int, ...]], rows: int) -> None:
+    def settle(self, full: dict[str, tuple[int, ...]], fewer: dict[str, tuple[int, ...]] | None, rows: int) -> None:
         """Find the axis of the inputs of every layer from its shapes for ``rows`` inputs and for one fewer."""
         for name, shape in full.items():
-            axis = row_axis(shape, fewer.get(name, ()), rows)
+            axis = row_axis(shape, None if fewer is None else fewer.get(name, ()), rows)
             if axis is None:
                 self.left_out[name] = f"its output {list(shape)} has no axis of the inputs"
             else:

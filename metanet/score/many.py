@@ -124,11 +124,11 @@ def compare_many(
     dtypes, notes = set(), []
     with undisturbed():
         for numbers in groups.values():
-            group = Group(pairs, numbers, given, dtype, device, kind, class_axis, tolerance)
+            group = Group(pairs, numbers, given, dtype, device, kind, class_axis, tolerance, batch)
             dtypes.add(group.pair.dtype)
-            for name, column in group.score(batch, memory, seed).items():
+            for name, column in group.score(memory, seed).items():
                 whole = found.setdefault(name, torch.full((len(pairs),), torch.nan, dtype=torch.float64))
                 whole[torch.tensor(numbers)] = column
-            notes += [note for note in (*group.pair.notes, *group.notes) if note not in notes]
+            notes += [note for note in group.notes if note not in notes]
     shown = ", ".join(sorted(dtypes))
     return ManyScores(found, given.count, given.origin, given.made_up, shown, len(groups), tolerance, tuple(notes))

@@ -39,13 +39,16 @@ class Reading:
         return self.kind in ("classes", "probabilities", "binary")
 
 
-def row_axis(shape: Sequence[int], shorter: Sequence[int], rows: int) -> int | None:
+def row_axis(shape: Sequence[int], shorter: Sequence[int] | None, rows: int) -> int | None:
     """Along which axis the inputs lie in a tensor, told from its shape for ``rows`` inputs and for one fewer.
 
-    An axis may hold several entries for each input, as after ``view(batch * time, ...)``.
+    Without the second (``None``) it is the first axis, if that has as many entries. An axis may hold several
+    entries for each input, as after ``view(batch * time, ...)``.
     """
-    if rows < 2 or len(shape) != len(shorter):
+    if rows < 2 or shorter is None:
         return 0 if shape and shape[0] == rows else None
+    if len(shape) != len(shorter):
+        return None
     changed = [i for i, (one, other) in enumerate(zip(shape, shorter, strict=True)) if one != other]
     if len(changed) != 1:
         return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,33 +46,37 @@ class Pair:
     notes: tuple[str, ...]
 
     @classmethod
-    def settle(cls, a: Subject, b: Subject, inputs: Inputs, layers: bool, features: str) -> Pair:
-        rows = min(inputs.count, FIRST_ROWS)
+    def settle(
+        cls, a: Subject, b: Subject, inputs: Inputs, batch: int, layers: bool = False, features: str = "linear"
+    ) -> Pair:
+        """Run both networks on a few inputs, and find where the inputs lie in their outputs and layers.
+
+        Args:
+            a: the first network.
+            b: the second.
+            inputs: all inputs.
+            batch: how many inputs will be run at once.
+            layers: whether layers will be looked at.
+            features: how their features are prepared.
+
+        Raises:
+            ScoreError: where a network does not run, or the outputs do not fit.
+        """
         recorders = (Recorder(a, features), Recorder(b, features)) if layers else None
-        found, notes, steady = [], [], True
+        found, notes = [], []
         for number, subject in enumerate((a, b)):
-            answers, shapes = [], []
-            for size in (rows, max(rows - 1, 1)):
-                some = inputs.take(torch.arange(size))
-                seen: dict[str, tuple[int, ...]] = {}
-                if recorders is None:
-                    answers.append(tensor_leaves(subject.run(some.positional, some.keywords)))
-                else:
-                    with recorders[number].shapes(seen):
-                        answers.append(tensor_leaves(subject.run(some.positional, some.keywords)))
-                shapes.append(seen)
-            if recorders is not None:
-                recorders[number].settle(shapes[0], shapes[1], rows)
-            axes = [row_axis(one.shape, two.shape, rows) for (_, one), (_, two) in zip(*answers, strict=True)]
-            found.append((answers[0], axes))
-            if not _agree(answers, axes, rows):
-                steady = False
+            recorder = None if recorders is None else recorders[number]
+            leaves, fewer, rows = _first_answers(subject, inputs, batch, recorder)
+            shorter = [None] * len(leaves) if fewer is None else [leaf.shape for _, leaf in fewer]
+            axes = [row_axis(leaf.shape, other, rows) for (_, leaf), other in zip(leaves, shorter, strict=True)]
+            found.append(_Answers(leaves, axes, rows))
+            if fewer is not None and not _agree((leaves, fewer), axes, rows):
                 notes.append(
                     f"network {subject.name} answers an input differently in another batch (chance, or the inputs of a "
                     "batch are not independent): no claim of exactness"
                 )
-        outputs, more = _matched(found, rows)
-        return cls(a, b, inputs, outputs, recorders, steady, (*notes, *more))
+        outputs, more = _matched(found)
+        return cls(a, b, inputs, outputs, recorders, not notes, (*notes, *more))
 
     @property
     def dtype(self) -> str:
@@ -87,8 +91,8 @@ class Pair:
             kinds.add(str(self.a.dtype).removeprefix("torch."))
         return ", ".join(sorted(kinds)) or "no numbers"
 
-    def readings(self, kind: str | Mapping[str, str], class_axis: int | None) -> list[Reading]:
-        """How each output is read."""
+    def readings(self, kind: str | Mapping[str, str], class_axis: int | None) -> tuple[list[Reading], list[str]]:
+        """How each output is read, and notes on what was assumed."""
         if isinstance(kind, Mapping):
             unknown = [name for name in kind if name not in {output.name for output in self.outputs}]
             if unknown:
@@ -96,22 +100,61 @@ class Pair:
                 raise ScoreError(f"kind: no output {clean(repr(unknown[0]), 60)}", hint=f"there are {known}")
         found, notes = [], []
         for number, output in enumerate(self.outputs):
-            chosen = kind.get(output.name, "auto") if isinstance(kind, Mapping) else kind
-            labels = (
-                self.inputs.labels[: len(output.first[0])] if number == 0 and self.inputs.labels is not None else None
-            )
-            whole = self.inputs.labels if number == 0 else None
-            if number > 0 and chosen == "auto":
-                chosen = "values"
-            if chosen != "auto" and not output.first[0].is_floating_point():
-                chosen = "auto"
-            reading, note = reading_of(output.name, *output.first, labels, chosen, class_axis)
-            if whole is not None and reading.class_axis is not None:
-                _check_classes(whole, output.shape[reading.class_axis - 1])
+            one, two = output.first
+            labels = self.inputs.labels if number == 0 else None
+            if isinstance(kind, Mapping):
+                chosen = kind.get(output.name, "auto" if number == 0 else "values")
+            else:
+                chosen = kind if number == 0 else "values"
+            few = None if labels is None else labels[: len(one)]
+            reading, note = reading_of(output.name, one, two, few, chosen, class_axis)
+            if labels is not None and reading.class_axis is not None:
+                _check_classes(labels, output.shape[reading.class_axis - 1])
             found.append(reading)
             notes += [note] if note else []
-        object.__setattr__(self, "notes", (*self.notes, *notes))
-        return found
+        return found, notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What one network answers to the first inputs: its tensors, and the axis of the inputs in each."""
+
+    leaves: list[tuple[str, Tensor]]
+    axes: list[int | None]
+    rows: int
+
+    @property
+    def shapes(self) -> str:
+        """In words."""
+        return ", ".join(str(list(leaf.shape)) for _, leaf in self.leaves[:6])
+
+
+def _first_answers(
+    subject: Subject, inputs: Inputs, batch: int, recorder: Recorder | None
+) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]] | None, int]:
+    """Answers to the first few inputs, to one fewer, and how many these were.
+
+    A network that takes one size of batch only is run on a whole batch; of one fewer nothing is known then.
+    """
+
+    def answer(rows: int, seen: dict[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
+        some = inputs.take(torch.arange(rows))
+        with recorder.shapes(seen) if recorder is not None else nullcontext():
+            return tensor_leaves(subject.run(some.positional, some.keywords))
+
+    rows = min(inputs.count, FIRST_ROWS)
+    full: dict[str, tuple[int, ...]] = {}
+    shorter: dict[str, tuple[int, ...]] = {}
+    fewer: list[tuple[str, Tensor]] | None
+    try:
+        leaves, fewer = answer(rows, full), answer(max(rows - 1, 1), shorter)
+    except ScoreError:
+        rows, fewer = min(inputs.count, batch), None
+        full.clear()
+        leaves = answer(rows, full)
+    if recorder is not None:
+        recorder.settle(full, None if fewer is None else shorter, rows)
+    return leaves, fewer, rows
 
 
 def _check_classes(labels: Tensor, classes: int) -> None:
@@ -133,36 +176,34 @@ def _agree(answers: Sequence[Sequence[tuple[str, Tensor]]], axes: Sequence[int |
     return True
 
 
-def _matched(found: Sequence[tuple[list[tuple[str, Tensor]], list[int | None]]], rows: int) -> tuple[Any, list[str]]:
-    """Outputs of both networks one to one, in their order."""
-    kept = [[i for i, axis in enumerate(axes) if axis is not None] for _, axes in found]
+def _matched(found: Sequence[_Answers]) -> tuple[tuple[Output, ...], list[str]]:
+    """Outputs of both networks one to one, in their order, and notes on what was left out."""
+    kept = [[i for i, axis in enumerate(side.axes) if axis is not None] for side in found]
     notes = [
-        f"output {name!r} of network {'ab'[side]} {list(leaf.shape)} has no axis of the inputs: left out"
-        for side, (leaves, axes) in enumerate(found)
-        for (name, leaf), axis in zip(leaves, axes, strict=True)
+        f"output {name!r} of network {which} {list(leaf.shape)} has no axis of the inputs: left out"
+        for which, side in zip("ab", found, strict=True)
+        for (name, leaf), axis in zip(side.leaves, side.axes, strict=True)
         if axis is None
     ]
     if not kept[0] or len(kept[0]) != len(kept[1]):
-        told = [f"{len(places)} ({_shapes(leaves)})" for (leaves, _), places in zip(found, kept, strict=True)]
+        told = [f"{len(places)} ({side.shapes})" for side, places in zip(found, kept, strict=True)]
         raise ScoreError(
             f"outputs with an axis of the inputs: {told[0]} of network a, {told[1]} of network b",
             hint="both must give the same outputs",
         )
     outputs = []
-    for i, j in zip(*kept, strict=True):
-        sides = [rows_first(leaves[k][1], axes[k] or 0, rows) for (leaves, axes), k in zip(found, (i, j), strict=True)]
-        shapes = [tuple(side.shape[1:]) for side in sides]
-        name = found[0][0][i][0]
-        if shapes[0] != shapes[1] or sides[0].is_complex() != sides[1].is_complex():
+    for places in zip(*kept, strict=True):
+        axes = [side.axes[k] or 0 for side, k in zip(found, places, strict=True)]
+        one, two = (
+            rows_first(side.leaves[k][1], axis, side.rows) for side, k, axis in zip(found, places, axes, strict=True)
+        )
+        name = found[0].leaves[places[0]][0]
+        if one.shape[1:] != two.shape[1:] or one.is_complex() != two.is_complex():
             raise ScoreError(
-                f"output{' ' + repr(name) if name else ''} has shape {list(shapes[0])} in network a and "
-                f"{list(shapes[1])} in network b, for one input",
+                f"output{' ' + repr(name) if name else ''} has shape {list(one.shape[1:])} in network a and "
+                f"{list(two.shape[1:])} in network b, for one input",
                 hint="networks of any widths can be compared if their outputs have the same shape",
             )
-        axes = (found[0][1][i] or 0, found[1][1][j] or 0)
-        outputs.append(Output(name, (i, j), axes, shapes[0], (sides[0], sides[1])))
+        first, second = places
+        outputs.append(Output(name, (first, second), (axes[0], axes[1]), tuple(one.shape[1:]), (one, two)))
     return tuple(outputs), notes
-
-
-def _shapes(leaves: Sequence[tuple[str, Tensor]]) -> str:
-    return ", ".join(str(list(leaf.shape)) for _, leaf in leaves[:6])

@@ -379,9 +379,27 @@ def test_loaders_arrays_and_other_axes(pair: tuple[nn.Module, nn.Module, Tensor,
     assert found.main.worst == int(difference.amax((0, 2)).argmax())
 
 
+def test_a_network_that_takes_one_size_of_batch(pair: tuple[nn.Module, nn.Module, Tensor, Tensor]) -> None:
+    a, b, inputs, _ = pair
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = a
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.reshape(50, 6))
+
+    found = compare(Fixed(), b, inputs, batch=50)
+    assert found.main == compare(a, b, inputs, batch=50).main
+    assert found.layers[0].cka == compare(a, b, inputs, batch=50).layers[0].cka
+    with pytest.raises(ScoreError, match="does not run"):
+        compare(Fixed(), b, inputs)
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"b": models.mlp([6, 5, 3], torch.relu)}, r"output has shape \[4\] in network a and \[3\] in network b"),
-    ({"b": models.mlp([7, 5, 4], torch.relu)}, r"network b does not run on inputs \[8, 6\]"),
+    ({"b": models.mlp([7, 5, 4], torch.relu)}, r"network b does not run on inputs \[20, 6\]"),
     ({"b": 3}, "network b is a int"),
     ({"b": (models.mlp([6, 5, 4], torch.relu), {})}, "the state of network b has no"),
     ({"inputs": None}, "no inputs"),
