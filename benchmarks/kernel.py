@@ -10,9 +10,12 @@ message. `dense+c` and `sweep+c` are trained with activation checkpointing.
 
 Peak memory is the high-water mark of the resident set during one step (forward and backward) in a fresh process, less
 what was resident before the step; `forward_peak_mb` is the same for a forward pass without gradients. `--scale` asks
-whether cost is linear in edges: one forward pass on ResNet-18 of 64 channels (11 million parameters), and of 16 and 32.
+whether cost is linear in edges: one forward pass of whole metanetworks (16 features and one round; wide: 64 and four)
+on ResNet-18 of 64 channels (11.7 million numbers), and of 16 and 32.
 
-    python benchmarks/kernel.py [--quick] [--scale] [--json FILE] [--cases inr small_cnn mlp mixed]
+    python benchmarks/kernel.py [--quick] [--scale] [--json FILE] [--folder DIR] [--cases inr small_cnn mlp mixed]
+
+`--folder` keeps what is measured, piece by piece, and goes on there after a stop.
 
 Wanted of `dense`: at least 3 times `pyg` forward and 2.5 times forward and backward, at most .6 of its memory, at least
 40 % of the limit forward; of ResNet-18 under 8 GB.
@@ -42,7 +45,6 @@ import kernel_subjects as subjects
 
 SEEDS = (0, 1, 2)
 ROUNDS = 4
-VARIANTS = ("pyg", "split", "dense", "sweep", "matmul", "dense+c", "sweep+c")
 METRICS = ("forward_s", "train_s", "peak_mb", "forward_peak_mb")
 SIZES = (16, 32, 64)
 
@@ -78,7 +80,7 @@ def times(case: str, seed: int, quick: bool, repeats: int) -> list[dict[str, Any
     compare(runs)
     rows = []
     for metric, train in (("forward_s", False), ("train_s", True)):
-        names = [name for name in VARIANTS if train or not name.endswith("+c")]
+        names = [name for name in forms.VARIANTS if train or not name.endswith("+c")]
         for name in names:
             seconds(runs[name].features, train)
         # In turn, so that what else the machine does meets all alike; the fastest of several is what it takes.
@@ -132,10 +134,10 @@ def mean(rows: Sequence[dict[str, Any]], case: str, variant: str, metric: str) -
 
 
 def table(rows: Sequence[dict[str, Any]], cases: Sequence[str]) -> str:
-    lines = [f"{'case':<10}{'metric':<16}" + "".join(f"{name:>10}" for name in VARIANTS)]
+    lines = [f"{'case':<10}{'metric':<16}" + "".join(f"{name:>10}" for name in forms.VARIANTS)]
     for case in cases:
         for metric in METRICS:
-            cells = [mean(rows, case, name, metric) for name in VARIANTS]
+            cells = [mean(rows, case, name, metric) for name in forms.VARIANTS]
             shown = [f"{'-':>10}" if c is None else f"{c:>10.4f}" if c < 10 else f"{c:>10.1f}" for c in cells]
             lines.append(f"{case:<10}{metric:<16}" + "".join(shown))
     for case in cases:
@@ -155,9 +157,9 @@ def table(rows: Sequence[dict[str, Any]], cases: Sequence[str]) -> str:
 
 
 def scale_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [f"{'case':<12}{'variant':<9}{'parameters':>12}{'edges':>11}{'forward s':>11}{'ns/edge':>9}{'peak MB':>9}"]
-    for size in SIZES:
-        for variant in ("edge", "sweep"):
+    lines = [f"{'case':<12}{'variant':<11}{'parameters':>12}{'edges':>11}{'forward s':>11}{'ns/edge':>9}{'peak MB':>9}"]
+    for variant in forms.WHOLE:
+        for size in SIZES:
             metrics = ("parameters", "edges", "forward_s", "peak_mb")
             found = [mean(rows, f"resnet_{size}", variant, metric) for metric in metrics]
             if any(value is None for value in found):
@@ -165,7 +167,7 @@ def scale_table(rows: Sequence[dict[str, Any]]) -> str:
             parameters, edges, time_taken, peak_mb = (float(value or 0) for value in found)
             each = 1e9 * time_taken / edges
             lines.append(
-                f"{f'resnet_{size}':<12}{variant:<9}{parameters:>12,.0f}{edges:>11,.0f}{time_taken:>11.3f}{each:>9.0f}"
+                f"{f'resnet_{size}':<12}{variant:<11}{parameters:>12,.0f}{edges:>11,.0f}{time_taken:>11.3f}{each:>9.0f}"
                 f"{peak_mb:>9.0f}" + ("" if size < 64 else "  as wanted" if peak_mb < 8192 else "  NOT under 8 GB")
             )
     return "\n".join(lines)
@@ -187,6 +189,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write tidy rows")
     parser.add_argument("--cases", nargs="+", choices=tuple(subjects.HIDDEN), default=list(subjects.HIDDEN))
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement of time; the fastest counts")
+    parser.add_argument("--folder", metavar="DIR", type=Path, help="keep finished pieces here and go on from them")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -197,15 +200,23 @@ def main() -> None:
     cases, seeds = (arguments.cases[:1], SEEDS[:1]) if arguments.quick else (arguments.cases, SEEDS)
     work: list[tuple[str, Any]] = [("time", (case, seed)) for case in cases for seed in seeds]
     if not arguments.no_memory:
-        work += [("memory", (case, variant)) for case in cases for variant in VARIANTS]
+        work += [("memory", (case, variant)) for case in cases for variant in forms.VARIANTS]
     if arguments.scale:
-        work += [("scale", (f"resnet_{size}", variant)) for size in SIZES for variant in ("edge", "sweep")]
+        work += [("scale", (f"resnet_{size}", variant)) for size in SIZES for variant in forms.WHOLE]
     rows: list[dict[str, Any]] = []
     for sort, (case, which) in tqdm(work, desc="kernel", file=sys.stderr, disable=not sys.stderr.isatty()):
+        kept = arguments.folder and arguments.folder / f"{sort} {case} {which}{' quick' * arguments.quick}.json"
+        if kept and kept.exists():
+            rows += json.loads(kept.read_text())
+            continue
         if sort == "time":
-            rows += times(case, which, arguments.quick, 3 if arguments.quick else arguments.repeats)
+            found = times(case, which, arguments.quick, 3 if arguments.quick else arguments.repeats)
         else:
-            rows += [row(case, which, m, 0, value) for m, value in ask(case, which, arguments.quick).items()]
+            found = [row(case, which, m, 0, value) for m, value in ask(case, which, arguments.quick).items()]
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found) + "\n")
+        rows += found
     print(machine())
     print(table(rows, cases))
     if arguments.scale:

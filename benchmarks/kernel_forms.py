@@ -16,9 +16,10 @@ from torch_geometric.nn import MessagePassing
 
 from metanet.graph import GraphBatch
 from metanet.nn import MessageLayer, Metanet
-from metanet.nn.kernel import PIECE_BYTES
+from metanet.nn.kernel import PIECE_BYTES, uses_onednn
 from metanet.nn.structure import structure_of
 
+VARIANTS = ("pyg", "split", "dense", "sweep", "matmul", "dense+c", "sweep+c", "dense+b", "sweep+b")
 Features = tuple[Tensor, dict[int, Tensor], Tensor]
 
 
@@ -138,6 +139,13 @@ def flat_round(layer: MessageLayer, edges: EdgeList, features: tuple[Tensor, Ten
     return nodes, edge, layers + layer.layer_out(hidden.relu())
 
 
+def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """``x W^T`` in the library that dense blocks take for it."""
+    if uses_onednn(x, weight):
+        return out.copy_(torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    return torch.mm(x, weight.T, out=out)
+
+
 class Product(torch.autograd.Function):
     """The matrix products of one block there and back, on pieces; nothing else that a message needs."""
 
@@ -148,20 +156,21 @@ class Product(torch.autograd.Function):
         step = max(PIECE_BYTES // (4 * edge.shape[1]), 1)
         buffer = edge.new_empty(min(step, len(edge)), edge.shape[1])
         for piece, into in zip(edge.split(step), out.split(step), strict=True):
-            torch.mm(torch.mm(piece, first.T, out=buffer[: len(piece)]), second.T, out=into)
+            product(product(piece, first, buffer[: len(piece)]), second, into)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         edge, first, second = ctx.saved_tensors
         back, to_first, to_second = torch.empty_like(edge), torch.zeros_like(first), torch.zeros_like(second)
+        first_turned, second_turned = first.T.contiguous(), second.T.contiguous()
         step = max(PIECE_BYTES // (4 * edge.shape[1]), 1)
         buffer = edge.new_empty(min(step, len(edge)), edge.shape[1])
         for piece, after, into in zip(edge.split(step), grad.split(step), back.split(step), strict=True):
-            slope = torch.mm(after, second, out=buffer[: len(piece)])
+            slope = product(after, second_turned, buffer[: len(piece)])
             to_second.addmm_(after.T, piece)
             to_first.addmm_(slope.T, piece)
-            torch.mm(slope, first, out=into)
+            product(slope, first_turned, into)
         return back, to_first, to_second
 
 
@@ -194,15 +203,16 @@ def make(batch: GraphBatch, hidden: int, rounds: int, seed: int, names: Sequence
     with torch.no_grad():
         start = [plain.embedding(bucket) for bucket in batch]
 
-    def blocks(net: Metanet, sweep: bool) -> Callable[[], Tensor]:
+    def blocks(net: Metanet, sweep: bool, low: bool) -> Callable[[], Tensor]:
         if sweep:  # rounds of sweeps alone: the one of edge messages behind them is another kind
             del net.layers[-1]
 
         def run() -> Tensor:
             found = []
-            for bucket, (nodes, edges, layers) in zip(batch, start, strict=True):
-                given = {} if sweep else edges
-                found.append(net.layers.run(structure_of(bucket.topology), bucket, nodes, given, layers))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                for bucket, (nodes, edges, layers) in zip(batch, start, strict=True):
+                    given = {} if sweep else edges
+                    found.append(net.layers.run(structure_of(bucket.topology), bucket, nodes, given, layers))
             return joined(found)
 
         return run
@@ -220,7 +230,7 @@ def make(batch: GraphBatch, hidden: int, rounds: int, seed: int, names: Sequence
 
         return run
 
-    wanted = names or ("pyg", "split", "dense", "sweep", "matmul", "dense+c", "sweep+c")
+    wanted = names or VARIANTS
     edges = edge_list(batch) if {"pyg", "split"} & set(wanted) else None
     runs = {}
     for name in wanted:
@@ -232,13 +242,22 @@ def make(batch: GraphBatch, hidden: int, rounds: int, seed: int, names: Sequence
         else:
             kind = "sweep" if name.startswith("sweep") else "edge"
             net = plain if name == "dense" else metanet(messages=kind, checkpointing=name.endswith("+c"))
-            runs[name] = Run(net, blocks(net, kind == "sweep"))
+            runs[name] = Run(net, blocks(net, kind == "sweep", name.endswith("+b")))
     return runs
 
 
-def whole_forward(batch: GraphBatch, messages: str, peak: Callable[[Callable[[], object]], float]) -> dict[str, float]:
-    """A whole metanetwork of the sizes of the configuration `strict` on a batch: its cost and the batch's size."""
-    net = Metanet(hidden=16, layers=1, probes=16, readout=32, statistics=False, messages=messages, partial=True)
+WHOLE: dict[str, dict[str, Any]] = {
+    "edge": {"messages": "edge", "hidden": 16, "layers": 1, "probes": 16, "readout": 32},
+    "sweep": {"messages": "sweep", "hidden": 16, "layers": 1, "probes": 16, "readout": 32},
+    "edge wide": {"messages": "edge", "hidden": 64, "layers": 4},
+    "sweep wide": {"messages": "sweep", "hidden": 64, "layers": 4},
+}
+"""Whole metanetworks: of the sizes of the configuration `strict`, and of those of the other cases."""
+
+
+def whole_forward(batch: GraphBatch, variant: str, peak: Callable[[Callable[[], object]], float]) -> dict[str, float]:
+    """A whole metanetwork on a batch: its cost and the batch's size."""
+    net = Metanet(statistics=False, partial=True, **WHOLE[variant])
     sizes = [bucket.topology for bucket in batch]
     edges = sum(one.groups[t].size * one.groups[s].size for one in sizes for t, s in ends(one))
     found = {"parameters": float(sum(v.numel() for b in batch for v in b.values if v is not None)), "edges": edges}

@@ -5,6 +5,9 @@ memory several times (ends, product, activation, two sums, update); here that ha
 processor's second-level cache, so that main memory sees each edge feature once in and once out. The backward pass
 makes the messages anew, piece by piece, instead of keeping them (Chen et al. 2016, "Training deep nets with sublinear
 memory cost"): all that is kept of a block is its input.
+
+Large products in float32 go to oneDNN, which adds in the same pass and uses all vector instructions of any maker's
+processors, where torch's default library may not. ``torch.backends.mkldnn.flags(enabled=False)`` keeps it out.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE_BYTES", "Messages", "edge_messages", "plain_messages"]
+__all__ = ["PIECE_BYTES", "Messages", "edge_messages", "plain_messages", "uses_onednn"]
 
 PIECE_BYTES = 1 << 19
 """Size of the edge features worked on at a time: with their messages they fit a second-level cache of 1 MiB."""
+
+
+_LEAST = 1 << 21
+"""Multiply-adds of a product below which a call of oneDNN costs more than it saves."""
 
 
 class Messages(NamedTuple):
@@ -131,9 +138,13 @@ class _Messages(torch.autograd.Function):
             message = _message(piece, target[networks, targets], source[networks], first, buffer)
             torch.sum(message, 2, dtype=exact, out=rows[networks, targets])
             columns[networks] += message.sum(1, dtype=exact)
-            if updated is not None and second is not None and bias is not None:
-                after = torch.add(piece, bias, out=updated[networks, targets])
-                _flat(after).addmm_(_flat(message), second.T)
+            if updated is None or second is None or bias is None:
+                continue
+            into = updated[networks, targets]
+            if uses_onednn(_flat(message), second):
+                into.copy_(_fused(_flat(message), second, bias, _flat(piece)).view(into.shape))
+            else:
+                _flat(torch.add(piece, bias, out=into)).addmm_(_flat(message), second.T)
         return updated, rows, columns
 
     @staticmethod
@@ -157,14 +168,15 @@ class _Messages(torch.autograd.Function):
         if grad_edges is not None:
             grad_edges = grad_edges.contiguous()
         messages, gradients = _Buffer(edges), _Buffer(edges)
+        first_turned, second_turned = first.T.contiguous(), None if second is None else second.T.contiguous()
         for networks, targets in _pieces(edges):
             piece = edges[networks, targets]
             message = _message(piece, target[networks, targets], source[networks], first, messages)
             slope = gradients.take(piece)
             torch.add(rows[networks, targets].unsqueeze(2), columns[networks].unsqueeze(1), out=slope)
             after = None if grad_edges is None else grad_edges[networks, targets]
-            if after is not None and second is not None and to_second is not None and to_bias is not None:
-                _flat(slope).addmm_(_flat(after), second)
+            if after is not None and second_turned is not None and to_second is not None and to_bias is not None:
+                slope = _plus(slope, _flat(after), second_turned)
                 _accumulate(to_second, _flat(after), _flat(message))
                 to_bias += _flat(after).sum(0, dtype=exact)
             torch.ops.aten.threshold_backward.grad_input(slope, message, 0, grad_input=slope)
@@ -175,6 +187,8 @@ class _Messages(torch.autograd.Function):
                 into = _flat(to_edges[networks, targets])
                 if after is None:
                     torch.mm(_flat(slope), first, out=into)
+                elif uses_onednn(_flat(slope), first):
+                    into.copy_(_fused(_flat(slope), first_turned, None, _flat(after)))
                 else:
                     torch.addmm(_flat(after), _flat(slope), first, out=into)
         found = (to_edges, to_target, to_source, to_first, to_second, to_bias)
@@ -188,8 +202,35 @@ def _flat(x: Tensor) -> Tensor:
 def _message(piece: Tensor, target: Tensor, source: Tensor, first: Tensor, buffer: _Buffer) -> Tensor:
     message = buffer.take(piece)
     torch.add(target.unsqueeze(2), source.unsqueeze(1), out=message)
-    _flat(message).addmm_(_flat(piece), first.T).relu_()
-    return message
+    return _plus(message, _flat(piece), first).relu_()
+
+
+def _plus(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """``total + x W^T``, in the memory of the total or in new one."""
+    if uses_onednn(x, weight):
+        return _fused(x, weight, None, _flat(total)).view(total.shape)
+    _flat(total).addmm_(x, weight.T)
+    return total
+
+
+def uses_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product ``x W^T`` goes to oneDNN: where that is there and faster."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.shape[0] * weight.numel() >= _LEAST
+        and _ONEDNN
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor) -> Tensor:
+    """``plus + x W^T + b`` in new memory, by oneDNN."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+    return found
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:

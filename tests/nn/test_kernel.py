@@ -45,6 +45,21 @@ def test_it_is_the_plain_formula_whatever_the_pieces(piece, update):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("library", [True, False], ids=["oneDNN", "the default library"])
+@pytest.mark.parametrize("update", [True, False])
+def test_large_products_in_float32_are_the_same_in_both_libraries(library, update, monkeypatch):
+    wide = arguments(update, (3, 20, 24, 48))
+    narrow = [None if x is None else x.detach().float().requires_grad_() for x in wide]
+    calls = []
+    fused = kernel._fused
+    monkeypatch.setattr(kernel, "_fused", lambda *given: calls.append(1) or fused(*given))
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", library)
+    found = gradients(kernel.edge_messages, narrow)
+    assert bool(calls) == (library and torch.backends.mkldnn.is_available())
+    for ours, exact in zip(found, gradients(kernel.plain_messages, wide), strict=True):
+        assert (ours - exact).norm() < 1e-5 * exact.norm()
+
+
 def test_gradients_are_right_by_finite_differences_and_can_be_differentiated_again():
     def smooth(*given: Tensor) -> list[Tensor]:
         return [x for x in kernel.edge_messages(*given) if x is not None]
