@@ -35,6 +35,7 @@ __all__ = [
     "datasets",
     "errors",
     "graph",
+    "morph",
     "nn",
     "report",
     "score",
@@ -57,7 +58,7 @@ _NAMES = {
     "ZooError": ("metanet.errors", "ZooError"),
 } | {
     name: (f"metanet.{name}", "")
-    for name in ("checkpoint", "datasets", "errors", "graph", "nn", "report", "score", "tasks", "train")
+    for name in ("checkpoint", "datasets", "errors", "graph", "morph", "nn", "report", "score", "tasks", "train")
 }
 
 

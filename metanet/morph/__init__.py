@@ -1,13 +1,19 @@
 """How is a network brought into another shape, and what did that do to its function?"""
 
 from metanet.morph.apply import Morph, Record, apply, undo
+from metanet.morph.choose import importance, narrow, resizable, to_sizes, widen
+from metanet.morph.compensate import Compensation, obs_order
+from metanet.morph.cost import Cost, cost
 from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, Permute, Rescale, SpaceEdit, StateEdit, Widen
+from metanet.morph.folder import open_folder, restore, save, undo_folder
 from metanet.morph.norms import Fold, recalibrate
 from metanet.morph.plan import Plan
 from metanet.morph.structure import ConvToLinear, Deepen, Drop, Factorise, Insert, Join, Swap
 
 __all__ = [
+    "Compensation",
     "ConvToLinear",
+    "Cost",
     "Deepen",
     "Drop",
     "Edit",
@@ -28,6 +34,17 @@ __all__ = [
     "Swap",
     "Widen",
     "apply",
+    "cost",
+    "importance",
+    "narrow",
+    "obs_order",
+    "open_folder",
     "recalibrate",
+    "resizable",
+    "restore",
+    "save",
+    "to_sizes",
     "undo",
+    "undo_folder",
+    "widen",
 ]

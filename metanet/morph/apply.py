@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import symmetry
 from metanet.errors import PlanError
+from metanet.morph.compensate import Compensation, compensate
 from metanet.morph.edits import Edit, ModuleEdit, SpaceEdit, StateEdit
 from metanet.morph.function import TOLERANCE, Function, doubled
 from metanet.morph.modules import put_tensors, rebuild
@@ -54,7 +55,9 @@ class Morph:
         stored_error: the same for the module as it is, in its own dtype, running statistics estimated again included.
         source: the user's own module, which is never changed; its structure serves to undo.
         source_names: names of its state.
-        steps, stored: how to undo.
+        steps: how to undo, with
+        stored: what algebra does not give back.
+        uncompensated: weights that read dropped units and could not be refitted.
     """
 
     model: nn.Module
@@ -67,6 +70,7 @@ class Morph:
     source_names: tuple[str, ...]
     steps: tuple[Step, ...]
     stored: Difference
+    uncompensated: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -90,6 +94,7 @@ def apply(
     spec: SymmetrySpec | None = None,
     approximate: bool = False,
     batch_norm_data: Iterable[Sequence[Any]] | None = None,
+    compensation: Compensation | None = None,
 ) -> Morph:
     """Edit a network. The given module is not changed, whatever happens.
 
@@ -103,6 +108,7 @@ def apply(
         spec: of the model, if it is known; traced otherwise.
         approximate: accept edits that claim to be exact and are not (a layer norm over units copied unevenly).
         batch_norm_data: argument lists of ``forward``, to estimate running statistics again at the end.
+        compensation: how the readers of dropped units are refitted; they are left alone by default.
 
     Raises:
         PlanError: if the plan is for another architecture, an edit does not fit or is not exact, or a module cannot be
@@ -115,10 +121,14 @@ def apply(
     first = Function(model, example_inputs, found)
     records: list[Record] = []
     steps: list[Step] = []
+    skipped: list[str] = []
     # Edits are done in float64, so that what they claim can be told apart from what storing the result rounds off.
     wide, inputs = copy.deepcopy(model).to(torch.float64), doubled(example_inputs)
     work, here, function = wide, found, first
     for stage in replay(plan, wide, inputs, found):
+        spaces = [edit for edit in stage.edits if isinstance(edit, SpaceEdit)]
+        if compensation is not None and spaces:
+            skipped += compensate(work, stage.model, here, spaces, compensation)
         error, group = function.error(stage.model), stage.edits
         exact = all(edit.exact for edit in group)
         if exact and error > TOLERANCE and not approximate:
@@ -147,6 +157,7 @@ def apply(
         tuple(source_state),
         tuple(steps),
         difference(tuple(steps), source_state, work.state_dict(keep_vars=True)),
+        tuple(skipped),
     )
 
 

@@ -1,0 +1,176 @@
+"""What do the layers of a network read? Means and covariances of the inputs of its linear maps, from runs on inputs.
+
+Every call of a linear or convolution function is watched, whichever module or line of code makes it, and told by the
+weight that it was given: modules that call ``functional.linear`` with parameters of their own are seen too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from metanet.errors import PlanError
+from metanet.morph.attention import FreeAttention, free_heads
+from metanet.morph.unrolled import unroll
+from symmetry import Fixed, Product
+from symmetry.spaces import Axis
+
+__all__ = ["Moments", "features", "joint_moments", "reader_inputs"]
+
+_CONVOLUTIONS = (
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means of two sets of features seen together, and covariances.
+
+    Args:
+        count: samples.
+        mean: of the features of the edited network.
+        other: of those of the old one.
+        within: covariance of the edited network's features.
+        across: covariance of the edited network's with the old one's.
+
+    Shapes:
+        mean (m,), other (n,), within (m, m), across (m, n)
+    """
+
+    count: int
+    mean: Tensor
+    other: Tensor
+    within: Tensor
+    across: Tensor
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what every linear map reads, by the name of its weight, in the order of the calls."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.linear or func in _CONVOLUTIONS:
+            given = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            name = self.names.get(id(weight))
+            if name is not None:
+                # Channels last, whatever reads them.
+                x = given.detach()
+                self.seen.setdefault(name, []).append(
+                    x if func is functional.linear else x.movedim(-weight.ndim + 1, -1)
+                )
+        return func(*args, **kwargs)
+
+
+def watched(model: nn.Module) -> nn.Module:
+    """A copy in float64 and eval mode whose attention and recurrent layers call functions that can be watched."""
+    made = copy.deepcopy(model).to(torch.float64).eval()
+    for module in made.modules():
+        attention = isinstance(module, nn.MultiheadAttention) and not isinstance(module, FreeAttention)
+        if attention and module.bias_k is None and not module.add_zero_attn:
+            free_heads(module, module.head_dim, module.head_dim**-0.5)
+        elif isinstance(module, nn.RNNBase) and not module.proj_size:
+            unroll(module)
+    return made
+
+
+def reader_inputs(model: nn.Module, arguments: Sequence[Any]) -> dict[str, list[Tensor]]:
+    """What the linear maps of a module read in one run, by the name of the weight.
+
+    Args:
+        model: made by :func:`watched`.
+        arguments: of ``forward``.
+
+    Shapes:
+        each (..., features): features of a linear layer, channels of a convolution
+    """
+    state = model.state_dict(keep_vars=True)
+    watch = _Watch({id(tensor): name for name, tensor in reversed(state.items())})
+    with torch.no_grad(), watch:
+        model(*arguments)
+    return watch.seen
+
+
+def features(x: Tensor, axis: Axis) -> Tensor:
+    """Samples of what one axis of a weight reads; positions that the axis runs over besides are samples too.
+
+    Shapes:
+        (..., axis size) -> (samples, units)
+    """
+    if isinstance(axis, Product) and isinstance(axis.inner, Fixed):
+        x = x.unflatten(-1, (axis.outer.size, axis.inner.size)).movedim(-1, -2)
+        return features(x, axis.outer)
+    return x.reshape(-1, x.shape[-1])
+
+
+class _Sums:
+    """Sums of products, accumulated over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: list[Tensor] = []
+
+    def add(self, new: Tensor, old: Tensor) -> None:
+        parts = [new.sum(0), old.sum(0), new.mT @ new, new.mT @ old]
+        self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
+        self.count += len(new)
+
+    def moments(self) -> Moments:
+        mean, other, within, across = (part / self.count for part in self.sums)
+        return Moments(self.count, mean, other, within - torch.outer(mean, mean), across - torch.outer(mean, other))
+
+
+def joint_moments(
+    old: nn.Module, new: nn.Module, batches: Iterable[Sequence[Any]], axes: Mapping[str, tuple[Axis, Axis]]
+) -> dict[str, Moments]:
+    """Moments of what weights read, in an old and an edited network that run on the same inputs.
+
+    Args:
+        old: the network before; a copy runs.
+        new: the edited one; the same object where there was no edit.
+        batches: argument lists of ``forward``.
+        axes: for each weight the axis by which it reads, in the old and in the new network.
+
+    Raises:
+        PlanError: without batches, where the values are not finite, or where a weight is not read by a call of a linear
+            map that can be watched.
+    """
+    a = watched(old)
+    b = a if new is old else watched(new)
+    sums = {name: _Sums() for name in axes}
+    for batch in batches:
+        arguments = tuple(
+            item.double() if isinstance(item, Tensor) and item.is_floating_point() else item for item in batch
+        )
+        first = reader_inputs(a, arguments)
+        second = first if b is a else reader_inputs(b, arguments)
+        for name, (before, after) in axes.items():
+            for x, y in zip(first.get(name, ()), second.get(name, ()), strict=True):
+                if x.shape[-1] != before.size or y.shape[-1] != after.size:
+                    break  # a grouped convolution reads more channels than each of its weights
+                sums[name].add(features(y, after), features(x, before))
+    found = {}
+    for name, total in sums.items():
+        if not total.count:
+            raise PlanError(f"{name}: nothing was seen that it reads", hint="give batches; or leave it uncompensated")
+        found[name] = total.moments()
+        if not bool(found[name].within.isfinite().all() & found[name].across.isfinite().all()):
+            raise PlanError(f"{name}: reads values that are not finite", hint="look at the network's weights")
+    return found
