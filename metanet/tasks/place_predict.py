@@ -19,7 +19,7 @@ from metanet.tasks.coverage import Coverage
 from metanet.tasks.evaluate import Evaluation, ModelScore
 from metanet.tasks.place_task import FORMAT, PLACES_NAME, PlaceTask, place_answers
 from metanet.tasks.places import PlaceData, joined
-from metanet.tasks.predict import Readable, read_graph
+from metanet.tasks.predict import Readable, answer_each, read_graph
 from metanet.tasks.targets import TargetTransform
 from metanet.train import Artefact
 
@@ -120,12 +120,14 @@ class PlaceModel:
 
     def _answers(self, waiting: Sequence[tuple[str, ParameterGraph | str, str]]) -> Iterator[PlacePrediction]:
         graphs = [graph for _, graph, _ in waiting if isinstance(graph, ParameterGraph)]
-        rows = iter(self.values(graphs) if graphs else ())
+        rows = iter(answer_each(self.values, graphs))
         for name, graph, warning in waiting:
             if isinstance(graph, str):
                 yield PlacePrediction(name, refused=graph)
+            elif isinstance(found := next(rows), str):
+                yield PlacePrediction(name, refused=found)
             else:
-                yield PlacePrediction(name, next(rows), warning=f"extrapolates: {warning}" if warning else "")
+                yield PlacePrediction(name, found, warning=f"extrapolates: {warning}" if warning else "")
 
 
 def evaluate_places(

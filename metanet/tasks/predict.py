@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -153,16 +153,44 @@ class PropertyModel:
 
     def _answers(self, waiting: list[tuple[str, ParameterGraph | Prediction, str]]) -> Iterator[Prediction]:
         graphs = [graph for _, graph, _ in waiting if isinstance(graph, ParameterGraph)]
-        scores = iter(self.scores(graphs)) if graphs else iter(())
+        scores = iter(answer_each(self.scores, graphs))
         for name, graph, warning in waiting:
             if isinstance(graph, Prediction):
                 yield graph
                 continue
-            row = next(scores)[None]
+            found = next(scores)
+            if isinstance(found, str):
+                yield Prediction(name, None, refused=found)
+                continue
+            row = found[None]
+            if not np.isfinite(row).all():
+                yield Prediction(name, None, refused="the model's answer is not finite: its weights are out of range")
+                continue
             value = self.encoding.decode(row)[0]
             chances = dict(zip(self.encoding.classes, map(float, row[0]), strict=True)) if self.encoding.classes else {}
             said = str(value) if self.encoding.classes else float(value)
             yield Prediction(name, said, chances, warning=f"extrapolates: {warning}" if warning else "")
+
+
+Row = TypeVar("Row")
+
+
+def answer_each(
+    answer: Callable[[Sequence[ParameterGraph]], Iterable[Row]], graphs: Sequence[ParameterGraph]
+) -> list[Row | str]:
+    """An answer for every graph, or why the model cannot read it; one that it cannot read does not stop the others.
+
+    Args:
+        answer: One answer per graph, for all at once.
+        graphs: The graphs.
+    """
+    try:
+        return list(answer(graphs)) if graphs else []
+    except MetanetError as error:
+        if len(graphs) == 1:
+            return [str(error)]
+    middle = len(graphs) // 2
+    return [row for half in (graphs[:middle], graphs[middle:]) for row in answer_each(answer, half)]
 
 
 def read_graph(
