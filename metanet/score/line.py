@@ -10,7 +10,7 @@ from torch import Tensor
 import symmetry
 from metanet.errors import ScoreError
 from metanet.score.inputs import Inputs
-from metanet.score.measures import Reading, divergence, laid_out, log_probabilities, numbers, rows_first
+from metanet.score.measures import Reading, divergences, laid_out, log_probabilities, numbers, rows_first
 from metanet.score.subjects import Subject, tensor_leaves
 from metanet.score.values import Line
 
@@ -39,7 +39,9 @@ def _losses(value: Tensor, ends: tuple[Tensor, Tensor], reading: Reading, labels
         if labels is not None:
             target = labels.to(found.device, torch.int64).reshape(1, len(labels), -1)
             return -found.gather(0, target)[0].mean(-1)
-        distances = [divergence(log_probabilities(laid_out(end, reading), reading), found, 0).mean(-1) for end in ends]
+        distances = [
+            divergences(log_probabilities(laid_out(end, reading), reading), found, 0)[0].mean(-1) for end in ends
+        ]
     else:
         if labels is not None:
             return (found[..., 0] - numbers(labels.to(found.device)).reshape(len(value), -1).T).square().mean(0)

@@ -18,7 +18,7 @@ from metanet.score.subjects import Comparable, undisturbed
 
 __all__ = ["ManyScores", "compare_many"]
 
-MEMORY = 64 << 20
+MEMORY = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,14 +161,16 @@ def laid_out(value: Tensor, reading: Reading, lead: int = 0) -> Tensor:
     Shapes:
         (*lead, inputs, ...) -> (*lead, width, inputs, positions).
     """
-    found = numbers(value)
+    found = torch.view_as_real(value) if value.is_complex() else value
     rows = found.shape[lead]
     if reading.class_axis is not None:
         found = found.movedim(lead + reading.class_axis, lead)
-        return found.reshape(*found.shape[: lead + 1], rows, -1).contiguous()
+        # Another precision and another order in one pass.
+        found = found.to(torch.float64, memory_format=torch.contiguous_format).contiguous()
+        return found.reshape(*found.shape[: lead + 1], rows, -1)
     if reading.kind == "binary":
-        return found.reshape(*found.shape[:lead], 1, rows, -1)
-    return found.reshape(*found.shape[:lead], rows, -1).transpose(-1, -2).contiguous()[..., None]
+        return numbers(found).reshape(*found.shape[:lead], 1, rows, -1)
+    return numbers(found).reshape(*found.shape[:lead], rows, -1).transpose(-1, -2).contiguous()[..., None]
 
 
 def measure(a: Tensor, b: Tensor, reading: Reading, labels: Tensor | None = None, lead: int = 0) -> dict[str, Tensor]:
@@ -193,7 +195,7 @@ def measure(a: Tensor, b: Tensor, reading: Reading, labels: Tensor | None = None
     x, y = laid_out(a, reading, lead), laid_out(b, reading, lead)
     difference = x - y
     error, norm = _most(difference.abs(), lead), _sum(x.square(), lead)
-    clean = bool(torch.isfinite(error).all()) and bool(torch.isfinite(norm).all())
+    clean = bool(torch.isfinite((error + norm).sum()))
     broken = torch.zeros_like(error, dtype=torch.bool), torch.zeros_like(error, dtype=torch.bool)
     if not clean:
         # Equal infinities (masked classes) are no difference.
@@ -219,17 +221,18 @@ def measure(a: Tensor, b: Tensor, reading: Reading, labels: Tensor | None = None
 def _as_distributions(x: Tensor, y: Tensor, reading: Reading, target: Tensor | None, lead: int) -> dict[str, Tensor]:
     p, q = log_probabilities(x, reading, lead), log_probabilities(y, reading, lead)
     decisions = [value.max(lead).indices for value in (p, q)]
+    kl, reverse = divergences(p, q, lead)
     found = {
-        "kl": divergence(p, q, lead).mean(-1),
-        "kl_reverse": divergence(q, p, lead).mean(-1),
-        "agreement": (decisions[0] == decisions[1]).double().mean(-1),
+        "kl": _average(kl),
+        "kl_reverse": _average(reverse),
+        "agreement": _average((decisions[0] == decisions[1]).double()),
     }
     if target is not None:
         target = target.to(torch.int64)
         for side, logarithm, decision in (("a", p, decisions[0]), ("b", q, decisions[1])):
             place = target.expand(decision.shape).unsqueeze(lead)
-            found[f"right_{side}"] = (decision == target).double().mean(-1)
-            found[f"loss_{side}"] = -logarithm.gather(lead, place).squeeze(lead).mean(-1)
+            found[f"right_{side}"] = _average((decision == target).double())
+            found[f"loss_{side}"] = _average(-logarithm.gather(lead, place).squeeze(lead))
     return found
 
 
@@ -249,6 +252,11 @@ def _most(value: Tensor, lead: int) -> Tensor:
     return found.amax(-1) if found.shape[-1] > 1 else found[..., 0]
 
 
+def _average(value: Tensor) -> Tensor:
+    """The mean over positions."""
+    return value.mean(-1) if value.shape[-1] > 1 else value[..., 0]
+
+
 def _sum(value: Tensor, lead: int) -> Tensor:
     """The sum over width and positions."""
     found = value.sum(lead)
@@ -266,14 +274,19 @@ def log_probabilities(value: Tensor, reading: Reading, lead: int = 0) -> Tensor:
     return value.log() if reading.kind == "probabilities" else functional.log_softmax(value, lead)
 
 
-def divergence(p: Tensor, q: Tensor, axis: int) -> Tensor:
-    """KL(p || q) in nats from logarithms along an axis; classes without probability under p add nothing."""
-    share, difference = p.exp(), p - q
-    found = (share * difference).sum(axis)
-    if not bool(torch.isfinite(found).all()):
-        found = torch.where(share > 0, share * difference, 0.0).sum(axis)
-    # Rounding makes the divergence of equal distributions a negative number now and then.
-    return found.clamp(min=0.0)
+def divergences(p: Tensor, q: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """KL(p || q) and KL(q || p) in nats from logarithms along an axis; classes without probability add nothing.
+
+    Rounding makes the divergence of equal distributions a negative number now and then: it is 0.
+    """
+    difference = p - q
+    found = []
+    for share, apart in ((p.exp(), difference), (q.exp(), -difference)):
+        value = (share * apart).sum(axis)
+        if not bool(torch.isfinite(value.sum())):
+            value = torch.where(share > 0, share * apart, 0.0).sum(axis)
+        found.append(value.clamp(min=0.0))
+    return found[0], found[1]
 
 
 class Moments:
