@@ -67,7 +67,7 @@ def run_seed(
     ensemble: bool = True,
 ) -> dict[str, dict[str, float]]:
     """All variants on one split, and the ensemble of them; whatever is finished in the folder is used."""
-    task = PropertyTask(column, batch=32, chunk=16, jitter=0.0)
+    task = PropertyTask(column, batch=32, chunk=32, jitter=0.0)
     data = split.data
     one_architecture = len({tuple(t.shape for t in graph.state().values()) for graph in data.graphs}) == 1
     values: dict[str, dict[str, float]] = {}
@@ -80,7 +80,9 @@ def run_seed(
         if done.exists() and kept.exists():
             values[name] = dict(read_json(done))
             with np.load(kept) as stored:
-                results[name] = Result(name, stored["scores"], values[name]["train_s"])
+                scores = np.zeros((len(data), stored["scores"].shape[1]))
+                scores[split.own] = stored["scores"]
+                results[name] = Result(name, scores, values[name]["train_s"])
             continue
         if name == "ensemble":
             known = [name for name in TREES if name in results]
@@ -97,7 +99,7 @@ def run_seed(
                 result = replace(result, seconds=time.process_time() - began)
         results[name] = result
         value = measures(task, split, result)
-        np.savez(kept, scores=result.scores)
+        np.savez(kept, scores=result.scores[split.own])
         write_json_atomic(done, value)
         values[name] = value
         print(

@@ -37,7 +37,7 @@ NFN_EPOCHS, NFN_RATES = 30, (1e-3, 3e-3)
 QUICK_ZOO = ("zoo.runs=64", "zoo.architectures=4")
 MOVED = 48  # test networks that are moved along their orbits
 STRICT = {
-    "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 64,
+    "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 32,
     "readout": 64,
 }  # fmt: skip
 MOVING = {**STRICT, "hidden": 8}
@@ -72,12 +72,14 @@ class Split:
         test: The places of the test networks themselves.
         chosen: The places of those that were moved.
         copies: The places of their copies.
+        own: The places of the networks and of these copies; the rest are copies of other seeds.
     """
 
     data: PropertyData
     test: NDArray[np.intp]
     chosen: NDArray[np.intp]
     copies: NDArray[np.intp]
+    own: NDArray[np.intp]
 
 
 def splits_of(items: Sequence[PropertyItem], seeds: Sequence[int], column: str = COLUMN) -> dict[int, Split]:
@@ -92,7 +94,8 @@ def splits_of(items: Sequence[PropertyItem], seeds: Sequence[int], column: str =
         splits[seed] = split_by_group(plain.groups, draws, shares) if seed else plain.split
         test = np.flatnonzero(splits[seed] == "test")
         chosen = test[np.linspace(0, len(test) - 1, min(MOVED, len(test))).astype(int)]
-        places[seed] = (test, chosen, np.arange(len(graphs), len(graphs) + len(chosen)))
+        copies = np.arange(len(graphs), len(graphs) + len(chosen))
+        places[seed] = (test, chosen, copies, np.concatenate([np.arange(len(plain)), copies]))
         generator = torch.Generator().manual_seed(seed)
         for i in chosen:
             graphs.append(moved(plain.graphs[i], generator))
