@@ -60,11 +60,11 @@ def by_width(data: PropertyData) -> PropertyData | None:
 
 
 def measure(
-    data: PropertyData, seed: int, names: Sequence[str], quick: bool, folder: Path, point: str
+    data: PropertyData, seed: int, names: Sequence[str], quick: bool, folder: Path, point: str, epochs: int
 ) -> dict[str, dict[str, float]]:
     """All variants and the ensemble on one training part; whatever is finished in the folder is used."""
-    task = PropertyTask(COLUMN, batch=32, chunk=16, jitter=0.0)
-    fits, test = methods(quick), data.part("test")
+    task = PropertyTask(COLUMN, batch=32, chunk=32, jitter=0.0)
+    fits, test = methods(quick, epochs=epochs), data.part("test")
     results: dict[str, Result] = {}
     found: dict[str, dict[str, float]] = {}
     together = ("strict", "inverted")
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--zoos", type=Path, help="where the zoos lie (FOLDER/zoos); missing ones are built there")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-curves"), help="where results are kept")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--epochs", type=int, default=40, help="of the metanetwork")
     parser.add_argument("--points", nargs="+", help="only these: 50, 100, 200, 400, all, wider")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", metavar="N", type=int, help="processor cores that zoos are built with (all)")
@@ -149,7 +150,7 @@ def main() -> None:
         for point, part in points.items():
             if arguments.points and point not in arguments.points:
                 continue
-            for variant, value in measure(part, seed, names, quick, folder, point).items():
+            for variant, value in measure(part, seed, names, quick, folder, point, arguments.epochs).items():
                 row = {"benchmark": "learning_curves", "case": case, "variant": variant, "seed": seed, "point": point}
                 rows += [{**row, "metric": metric, "value": value[metric]} for metric in METRICS]
     print(machine())
