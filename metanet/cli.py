@@ -24,6 +24,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "align",
         "bring a network into the basis of another, so that their weights can be compared or averaged",
     ),
+    ("morph",): ("morph", "bring a network to another width or depth, and certify how well its function is kept"),
     ("score",): ("score", "how far apart the functions of two networks are: both are run on the same inputs"),
     ("zoo", "build"): ("zoo_build", "train a zoo: many networks of varied quality at once; resumes after a kill"),
     ("zoo", "import"): ("zoo_import", "make a published zoo (CNNs, INRs, transformers) one that can be trained on"),
@@ -38,6 +39,7 @@ examples:
   metanet demo
   metanet inspect weights.safetensors --verify
   metanet align reference.safetensors other.safetensors --out aligned.safetensors
+  metanet morph weights.safetensors --width 0.5 --data digits --out narrow
   metanet score before.safetensors after.safetensors --data digits
   metanet zoo build zoo=digits_cnn zoo.runs=300 --folder zoos/digits
   metanet train task=property --zoo zoos/digits --folder runs/accuracy

@@ -1,7 +1,7 @@
 """How is a network brought into another shape, and what did that do to its function?"""
 
 from metanet.morph.apply import Morph, Record, apply, undo
-from metanet.morph.choose import importance, narrow, resizable, to_sizes, widen
+from metanet.morph.choose import importance, narrow, narrow_by_obs, resizable, to_sizes, widen
 from metanet.morph.compensate import Compensation, obs_order
 from metanet.morph.cost import Cost, cost
 from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, Permute, Rescale, SpaceEdit, StateEdit, Widen
@@ -37,6 +37,7 @@ __all__ = [
     "cost",
     "importance",
     "narrow",
+    "narrow_by_obs",
     "obs_order",
     "open_folder",
     "recalibrate",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanet.errors import PlanError
+from metanet.morph.compensate import obs_order, readers
 from metanet.morph.edits import Keep, SpaceEdit, Widen
+from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
-from symmetry import SymmetrySpec
+from symmetry import Atom, Fixed, Product, SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
+from symmetry.spaces import Axis
 
-__all__ = ["CRITERIA", "importance", "narrow", "resizable", "to_sizes", "widen"]
+__all__ = ["CRITERIA", "DATA_CRITERION", "importance", "narrow", "narrow_by_obs", "resizable", "to_sizes", "widen"]
 
 CRITERIA = ("l2", "l1", "group_l2", "random", "first")
+DATA_CRITERION = "obs"
 
 
 def resizable(spec: SymmetrySpec) -> tuple[str, ...]:
@@ -105,13 +110,80 @@ def narrow(
     """
     edits: list[SpaceEdit] = []
     for space, size in sizes.items():
+        _check_size(spec, space, size)
         scores = importance(spec, state, space, criterion, generator)
-        if not 1 <= size <= scores.shape[-1]:
-            raise PlanError(f"{size} units of {space!r}, expected 1 to {scores.shape[-1]}")
         if size < scores.shape[-1]:
             kept = scores.topk(size, dim=-1).indices.sort(-1).values
             edits.append(Keep(space, kept.tolist()))
     return Plan(tuple(edits), fingerprint(spec))
+
+
+def narrow_by_obs(
+    model: nn.Module,
+    spec: SymmetrySpec,
+    sizes: Mapping[str, int],
+    batches: Sequence[Sequence[Any]],
+    ridge: float = 1e-3,
+) -> Plan:
+    """A plan that keeps the units without which compensation loses least; see :func:`obs_order`.
+
+    Spaces that are read by something else than weights of their own (heads, parts of concatenations) fall back to
+    ``group_l2``.
+
+    Args:
+        model: the network.
+        spec: of the model.
+        sizes: units to keep, by space.
+        batches: argument lists of ``forward``: data, or inputs that are made up.
+        ridge: see :func:`obs_order`.
+
+    Raises:
+        PlanError: for sizes below 1 or above what is there, or inputs that are not finite.
+    """
+    state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    wanted: dict[str, dict[str, Axis]] = {}
+    for space in sizes:
+        found = readers(spec, space)
+        if found and not spec.within.get(space) and all(_reads_alone(axis) for axis in found.values()):
+            wanted[space] = found
+    axes = {name: (axis, axis) for found in wanted.values() for name, axis in found.items()}
+    seen = joint_moments(model, model, batches, axes, missing_ok=True) if axes else {}
+    edits: list[SpaceEdit] = []
+    for space, size in sizes.items():
+        _check_size(spec, space, size)
+        if size == spec.sizes[space]:
+            continue
+        names = [name for name in wanted.get(space, ()) if name in seen]
+        if not names:
+            edits += [edit for edit in narrow(spec, state, {space: size}, "group_l2").edits if isinstance(edit, Keep)]
+            continue
+        covariance = torch.stack([seen[name].within for name in names]).mean(0)
+        gram = sum((_reader_gram(state[name], spec.axes[name], wanted[space][name]) for name in names), covariance * 0)
+        order = obs_order(covariance, gram, ridge)
+        edits.append(Keep(space, sorted(order[-size:])))
+    return Plan(tuple(edits), fingerprint(spec))
+
+
+def _reads_alone(axis: Axis) -> bool:
+    """Whether an axis runs over one space and nothing but positions besides."""
+    return isinstance(axis, Atom) or (
+        isinstance(axis, Product) and isinstance(axis.outer, Atom) and isinstance(axis.inner, Fixed)
+    )
+
+
+def _reader_gram(weight: Tensor, axes: tuple[Axis, ...], axis: Axis) -> Tensor:
+    """W^T W over the units that a weight reads. Shapes: -> (n, n)."""
+    units = axis.outer.size if isinstance(axis, Product) else axis.size
+    flat = weight.double().movedim(axes.index(axis), 0).reshape(units, -1)
+    return flat @ flat.mT
+
+
+def _check_size(spec: SymmetrySpec, space: str, size: int) -> None:
+    known = {found.name: found.size for found in spec.spaces}
+    if space not in known:
+        raise PlanError(f"no space {space!r:.80}", hint="the network has " + ", ".join(known))
+    if not 1 <= size <= known[space]:
+        raise PlanError(f"{size} units of {space!r}, expected 1 to {known[space]}")
 
 
 def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> Plan:

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import symmetry
 from metanet.checkpoint import Architecture, save_checkpoint
+from metanet.checkpoint.architecture import FAMILIES
 from metanet.checkpoint.safetensors_file import read_safetensors
 from metanet.errors import CheckpointError, PlanError, ScoreError, clean
 from metanet.io import read_json, umask, write_json_atomic
@@ -93,7 +95,7 @@ def save(
     Args:
         folder: which must not exist; the one above it must.
         morph: what :func:`metanet.morph.apply` gave.
-        source: the architecture of the old network, if it has one of a family.
+        source: the architecture of the old network, if it is known.
         certificate: goes with it.
 
     Raises:
@@ -120,6 +122,8 @@ def save(
 
 def _fill(folder: Path, morph: Morph, source: Architecture | None, certificate: Certificate | None) -> None:
     state = {name: tensor.detach() for name, tensor in morph.model.state_dict(keep_vars=True).items()}
+    # A network that the user's own code builds can only be built by that code again: no file may name it.
+    source = source if source is not None and source.family in FAMILIES else None
     new = None if source is None else resized_architecture(source, state)
     save_checkpoint(folder / WEIGHTS, state, new)
     write_json_atomic(folder / PLAN, {**morph.plan.to_json(), "source_names": list(morph.source_names)})
@@ -129,7 +133,8 @@ def _fill(folder: Path, morph: Morph, source: Architecture | None, certificate: 
         places = morph.stored.places[name]
         if places is not None:
             undo[f"places/{name}"] = places
-    save_checkpoint(folder / UNDO, undo)
+    # No reader takes a file without tensors, and an exact edit may need nothing at all.
+    save_checkpoint(folder / UNDO, undo or {"nothing": torch.zeros(1)})
     if new is not None:
         write_json_atomic(folder / ARCHITECTURE, new.to_json())
     if source is not None:

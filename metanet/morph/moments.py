@@ -138,7 +138,11 @@ class _Sums:
 
 
 def joint_moments(
-    old: nn.Module, new: nn.Module, batches: Iterable[Sequence[Any]], axes: Mapping[str, tuple[Axis, Axis]]
+    old: nn.Module,
+    new: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    axes: Mapping[str, tuple[Axis, Axis]],
+    missing_ok: bool = False,
 ) -> dict[str, Moments]:
     """Moments of what weights read, in an old and an edited network that run on the same inputs.
 
@@ -147,6 +151,7 @@ def joint_moments(
         new: the edited one; the same object where there was no edit.
         batches: argument lists of ``forward``.
         axes: for each weight the axis by which it reads, in the old and in the new network.
+        missing_ok: leave out weights whose reading cannot be watched.
 
     Raises:
         PlanError: without batches, where the values are not finite, or where a weight is not read by a call of a linear
@@ -168,6 +173,8 @@ def joint_moments(
                 sums[name].add(features(y, after), features(x, before))
     found = {}
     for name, total in sums.items():
+        if not total.count and missing_ok:
+            continue
         if not total.count:
             raise PlanError(f"{name}: nothing was seen that it reads", hint="give batches; or leave it uncompensated")
         found[name] = total.moments()

@@ -1,0 +1,159 @@
+"""Does `metanet morph` make what was asked for, keep to its limit and prove what it wrote?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import metanet
+from metanet.morph import open_folder, restore, undo_folder
+from metanet.score import compare
+from tests.cli.command import metanet as command
+from tests.cli.command import within
+
+
+class Block(nn.Module):
+    """A residual block of two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b(torch.nn.functional.gelu(self.a(x)))
+
+
+def residual() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(64, 8), Block(), Block(), Block(), nn.Linear(8, 10)), torch.zeros(7, 64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("morph")
+    options = {"inputs": 64, "widths": [12, 10], "outputs": 10, "activation": "relu"}
+    architecture = metanet.Architecture("mlp", options)
+    metanet.save_checkpoint(folder / "mlp.safetensors", architecture.build(0).state_dict(), architecture)
+    metanet.save_checkpoint(folder / "mlp2.safetensors", architecture.build(1).state_dict(), architecture)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(residual()[0].state_dict(), folder / "residual.pt")
+    return folder
+
+
+def test_half_the_width(folder: Path) -> None:
+    done = command(
+        "morph", "mlp.safetensors", "--width", "0.5", "--data", "digits", "--out", "half", cwd=folder
+    ).works()
+    assert "keep 6 units of layers.0" in done.out
+    assert "every second of 797 test images of digits" in done.out
+    assert "Written to half, read again in a fresh process and scored alike." in done.out
+    opened = open_folder(folder / "half")
+    assert opened.architecture is not None
+    assert list(opened.architecture.options["widths"]) == [6, 5]
+    assert opened.certificate is not None
+    assert opened.certificate.verdict == "approximate"
+    assert opened.certificate.after["parameters"] == 64 * 6 + 6 + 6 * 5 + 5 + 5 * 10 + 10
+    source = metanet.load(folder / "mlp.safetensors")
+    back = undo_folder(source.architecture.build(5).eval(), folder / "half", source.architecture.example_inputs())
+    assert all(torch.equal(tensor, source.state[name]) for name, tensor in back.state_dict().items())
+    # What a plan did to one network it does to another of the same architecture.
+    told = within("morph", "mlp2.safetensors", "--plan", "half/plan.json", "--json", cwd=folder).works().json
+    assert told["certificate"]["plan"]["edits"] == json.loads((folder / "half" / "plan.json").read_text())["edits"]
+
+
+def test_twice_the_width_is_exact_and_an_ordinary_checkpoint(folder: Path) -> None:
+    told = within("morph", "mlp.safetensors", "--width", "2", "--out", "twice", "--json", cwd=folder).works().json
+    assert told["edit_error"] <= 1e-10
+    assert told["certificate"]["verdict"] == "exact"  # halves are numbers of float32
+    again = within("score", "mlp.safetensors", "twice", "--exact", "--json", cwd=folder).works().json
+    assert again["verdict"] == "exact"
+    assert again["made_up"]
+
+
+def test_a_limit_is_kept_and_the_frontier_told(folder: Path) -> None:
+    arguments = ("morph", "mlp.safetensors", "--width", "0.1", "--data", "digits", "--json")
+    free = within(*arguments, cwd=folder).works().json
+    kl = free["certificate"]["preservation"]["outputs"][0]["kl"]["value"]
+    assert len(free["frontier"]) == 1
+    bound = within(*arguments, "--max-kl", str(kl / 3), "--out", "bound", cwd=folder).works().json
+    assert bound["certificate"]["preservation"]["outputs"][0]["kl"]["value"] <= kl / 3
+    assert 1 < len(bound["frontier"]) < 12
+    counts = [point["parameters"] for point in bound["frontier"]]
+    assert counts == sorted(counts, reverse=True)
+    assert free["certificate"]["after"]["parameters"] < bound["certificate"]["after"]["parameters"]
+    # Nothing keeps it: the check fails and nothing is written.
+    done = within(*arguments[:-1], "--max-kl", "0", "--out", "none", cwd=folder)
+    assert done.code == 1
+    assert "Nothing was written: nothing that was tried keeps KL at most 0." in done.out
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(("option", "name"), [("--parameters", "parameters"), ("--flops", "flops")])
+def test_budgets(folder: Path, option: str, name: str) -> None:
+    told = within("morph", "mlp.safetensors", option, "700", "--data", "digits", "--json", cwd=folder).works().json
+    after = told["certificate"]["after"][name]
+    assert after <= 700
+    # Nothing that was tried lies between it and the budget.
+    assert after == max(point[name] for point in told["frontier"] if point[name] <= 700)
+    assert after > 450
+
+
+def test_compensation_pays(folder: Path) -> None:
+    arguments = ("morph", "mlp.safetensors", "--width", "0.5", "--data", "digits", "--criterion", "l2", "--json")
+    found = [
+        within(*arguments, *more, cwd=folder).works().json["frontier"][0]["kl"] for more in ((), ("--no-compensation",))
+    ]
+    assert found[0] < 0.7 * found[1]
+
+
+def test_depth_of_the_users_own_network(folder: Path) -> None:
+    factory = ("--factory", f"{__name__}:residual")
+    done = command("morph", "residual.pt", *factory, "--depth", "-2", "--out", "shallow", cwd=folder).works()
+    assert done.out.count("drop ") == 2
+    model = residual()[0].eval()
+    made = restore(model, folder / "shallow", residual()[1:])
+    assert sum(type(module) is Block for module in made.modules()) == 1
+    told = within("morph", "residual.pt", *factory, "--depth", "2", "--json", cwd=folder).works().json
+    assert told["edit_error"] <= 1e-10
+    assert told["certificate"]["after"]["parameters"] > told["certificate"]["before"]["parameters"]
+
+
+def test_a_deeper_chain_is_exact(folder: Path) -> None:
+    told = within("morph", "mlp.safetensors", "--depth", "2", "--out", "deep", "--json", cwd=folder).works().json
+    assert [edit["kind"] for edit in told["certificate"]["plan"]["edits"]] == ["deepen", "deepen"]
+    assert told["certificate"]["verdict"] == "exact"
+    opened = open_folder(folder / "deep")
+    found = compare(metanet.load(folder / "mlp.safetensors"), opened.model(), layers=None, line=0, resamples=0)
+    assert found.exact
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--width", "1"), "changes nothing at this size"),
+        (("--width", "0"), "expected a positive number"),
+        (("--width", "nan"), "expected a positive number"),
+        (("--depth", "-1"), "1 blocks to drop, and 0 that keep the shape"),
+        (("--depth", "0"), "--depth 0"),
+        (("--depth", "9"), "places for layers"),
+        (("--parameters", "10"), "cannot be reached; the smallest has"),
+        (("--flops", "99999999"), "flops already"),
+        (("--plan", "none.json"), "cannot be read"),
+        (("--plan", "mlp.safetensors"), "is not JSON"),
+        (("--plan", "mlp.safetensors", "--max-kl", "1"), "a limit cannot"),
+        (("--width", "0.5", "--spaces", "layers.7"), "no space 'layers.7'"),
+        (("--width", "0.5", "--out", "mlp.safetensors"), "exists already"),
+        (("--width", "0.5", "--out", "nowhere/out"), "cannot be made"),
+        (("--width", "0.5", "--data", "none.npz"), "no file and no set"),
+        (("--width", "0.5", "--labels", "y.npy"), "made-up inputs have no labels"),
+        ((), "is required"),
+    ],
+)
+def test_bad_input(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    assert within("morph", "mlp.safetensors", *arguments, cwd=folder).refuses(message)
+    assert sorted(path.name for path in folder.iterdir()) == before
