@@ -44,16 +44,20 @@ def carry(element: GroupElement, output: Tensor | State) -> Tensor | State:
         still = {name: torch.zeros_like(value) for name, value in output.items()}
         moved, origin = spec.act(element, output), spec.act(element, still)
         return {name: moved[name] - origin[name] for name in output}
-    moved = {}
-    for name, value in output.items():
-        first, _, second = name.partition(" x ")
-        if first in element.permutations:
-            value = value.reshape(len(element.permutations[first]), -1, value.shape[-1])[element.permutations[first]]
-            if second in element.permutations:
-                value = torch.take_along_dim(value, element.permutations[second][..., None], dim=1)
-            value = value.flatten(0, 1)
-        moved[name] = value
-    return moved
+    return {name: _permuted(element, name.split(" x "), value) for name, value in output.items()}
+
+
+def _permuted(element: GroupElement, names: list[str], value: Tensor) -> Tensor:
+    """Answers for the units of a space, or of spaces within each other: outer ones first."""
+    spec = element.spec
+    wide = value.reshape(*(spec.sizes[name] for name in names), -1)
+    for dim, name in enumerate(names):
+        if name not in element.permutations:  # matrices act: the units are told apart by the frame
+            continue
+        places = [*(names.index(outer) for outer in spec.within.get(name, ())), dim]
+        shape = [wide.shape[k] if k in places else 1 for k in range(wide.ndim)]
+        wide = torch.take_along_dim(wide, element.permutations[name].reshape(shape).expand_as(wide), dim=dim)
+    return wide.reshape(value.shape)
 
 
 @cache

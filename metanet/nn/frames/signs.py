@@ -8,6 +8,7 @@ gradients.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, reduce
 
@@ -149,7 +150,7 @@ class Signs:
             if not any(turn.space in closed for turn in view.turns)
         }
         while len(self.complete) < len(self.order):
-            if self._pass(blocks):
+            if self._pass(blocks) or self._pairs(blocks):
                 continue
             if not last:
                 return
@@ -181,14 +182,71 @@ class Signs:
                 break
         return progress
 
-    def turned(self, view: View, value: Tensor, but: Place | None = None) -> Tensor:
+    def _pairs(self, blocks: Mapping[int, tuple[View, Tensor]]) -> bool:
+        """Settle a factor that only meets open ones, such as the signs of heads beside those of rotary pairs.
+
+        The statistics of two factors on a block form a matrix whose signs are a product, one of rows and one of
+        columns: those of its leading singular vectors, up to both turned round. That is left open only where it
+        changes nothing (:meth:`_turns`).
+        """
+        for view, block in blocks.values():
+            places = [place for place in view.signs if not bool((self.signs[place.factor] != 0).any())]
+            for one, other in itertools.combinations(places, 2):
+                if one.factor == other.factor or set(one.dims) & set(other.dims) or not one.dims or not other.dims:
+                    continue
+                if not self._turns(one.factor):
+                    continue
+                value = self.turned(view, block, one, other)
+                for which in range(STATISTICS):
+                    dims = (*one.dims, *other.dims)
+                    statistic, size = odd_statistics(value, view.names, self.spaces, dims, which)
+                    shape = statistic.shape[1 : 1 + len(one.dims)]
+                    sure = torch.where(statistic.abs() > TOLERANCE * size, statistic, 0.0)
+                    matrix = sure.reshape(self.size, shape.numel(), -1)
+                    if not bool((matrix != 0).any()):
+                        continue
+                    vector = torch.linalg.svd(matrix)[0][..., 0]
+                    seen = (vector.abs() > TOLERANCE) & (matrix != 0).any(2).any(1, keepdim=True)
+                    vector = torch.where(seen, vector, 0.0)
+                    self.signs[one.factor] = vector.sign().reshape(self.size, *shape)
+                    if bool((vector != 0).all()):
+                        self.complete.add(one.factor)
+                    return True
+        return False
+
+    def _turns(self, name: str) -> bool:
+        """Whether all signs of an open factor can be turned round, together with those of other open ones, so that no
+        block changes: whether the equations "an even number of them on each block" leave it free (over GF(2)).
+        """
+        bits = {
+            factor: 1 << k
+            for k, factor in enumerate(self.order)
+            if factor == name or not bool((self.signs[factor] != 0).any())
+        }
+        rows: dict[int, int] = {}
+        for factor, bit in bits.items():
+            for number, _ in self.places[factor]:
+                rows[number] = rows.get(number, 0) ^ bit
+        basis: dict[int, int] = {}
+
+        def reduced(row: int) -> int:
+            while row.bit_length() in basis:
+                row ^= basis[row.bit_length()]
+            return row
+
+        for row in map(reduced, rows.values()):
+            if row:
+                basis[row.bit_length()] = row
+        return reduced(bits[name]) != 0
+
+    def turned(self, view: View, value: Tensor, *but: Place) -> Tensor:
         """A block with its settled signs; entries with an open sign are zero.
 
         Shapes:
             value: ``(B, *sizes)``; returns the same.
         """
         signs = [
-            onto(self.signs[other.factor], other.dims, len(view.sizes)) for other in view.signs if other is not but
+            onto(self.signs[other.factor], other.dims, len(view.sizes)) for other in view.signs if other not in but
         ]
         return value * reduce(torch.mul, signs) if signs else value
 
