@@ -74,7 +74,7 @@ def compare(
         layers: how layers are matched: ``name``; ``order``: in pairs that never cross, as similar as possible, one to
             one for equal numbers; ``auto``: by name where all names are equal, else in order; a mapping from names in
             ``a`` to names in ``b``; ``None``: layers are not looked at.
-        features: how features are prepared for CKA: ``standard`` (each over its spread: rescaled units are the same),
+        features: how features are prepared for CKA: ``standard`` (over each unit's spread: its scale makes no change),
             ``linear`` (as they are, as in the literature), ``whitened`` (any invertible matrix makes no difference).
         line: places on the straight line between the weights where the loss is measured, if shapes agree; 0 for none.
         confidence: of the intervals.

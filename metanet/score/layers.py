@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from metanet.score.measures import row_axis, rows_first
@@ -30,14 +32,33 @@ def first_tensor(value: Any) -> Tensor | None:
     return next(leaves, None)
 
 
+def _unit_axis(module: nn.Module, value: Tensor) -> int:
+    """Which axis of a module's output, counted from the end, holds its units."""
+    channels = isinstance(module, _ConvNd | _NormBase | nn.GroupNorm) and value.ndim > 1
+    return 1 - value.ndim if channels else -1
+
+
+def _by_unit(square: Tensor, shape: torch.Size, unit_axis: int) -> Tensor:
+    """The root of the mean over a unit's positions, for every feature.
+
+    A single position may hardly vary (the border of an image): divided by its own spread it would outweigh all others.
+    """
+    if len(shape) < 2:
+        return square.sqrt()
+    found = square.reshape(shape)
+    others = [axis for axis in range(-len(shape), 0) if axis != unit_axis]
+    return found.mean(others, keepdim=True).sqrt().expand(shape).reshape(-1)
+
+
 class Recorder:
     """Records the layers of one network: the modules that hold parameters of their own, once for each call.
 
     Args:
         subject: the private copy.
-        features: ``linear``: as they are. ``standard``: each divided by its standard deviation in the first batch, so
-            that scaling a unit changes nothing. ``whitened``: a basis of what they span over the inputs, so that no
-            invertible matrix changes anything; needs many more inputs in a batch than features.
+        features: ``linear``: as they are. ``standard``: those of a unit (one number, or the positions of a channel)
+            divided by its spread in the first batch, so that scaling a unit changes nothing. ``whitened``: a basis of
+            what they span over the inputs, so that no invertible matrix changes anything; needs many more inputs in a
+            batch than features.
     """
 
     def __init__(self, subject: Subject, features: str) -> None:
@@ -99,12 +120,13 @@ class Recorder:
         def hear(name: str, value: Tensor) -> None:
             if name not in self.axes or name in self.left_out:
                 return
-            flat = rows_first(value, self.axes[name], rows).reshape(rows, -1).to(torch.float64)
+            shaped = rows_first(value, self.axes[name], rows).to(torch.float64)
+            flat = shaped.reshape(rows, -1)
             if not bool(torch.isfinite(flat).all()):
                 self.left_out[name] = "it gives out something that is no number"
                 return
             self.sizes[name] = flat.shape[1]
-            prepared = self._prepared(name, flat)
+            prepared = self._prepared(name, flat, shaped.shape[1:], _unit_axis(self._module(name), value))
             if prepared is not None:
                 gram = prepared @ prepared.T
                 into[name] = gram.fill_diagonal_(0.0).cpu()
@@ -112,7 +134,10 @@ class Recorder:
         with self._listening(hear):
             yield
 
-    def _prepared(self, name: str, flat: Tensor) -> Tensor | None:
+    def _module(self, name: str) -> nn.Module:
+        return self.modules[name if name in self.modules else name.rpartition("#")[0]]
+
+    def _prepared(self, name: str, flat: Tensor, shape: torch.Size, unit_axis: int) -> Tensor | None:
         if self.features == "whitened":
             return self._basis(name, flat)
         if name not in self._fixed:
@@ -120,8 +145,8 @@ class Recorder:
             mean = flat.mean(0)
             scale = torch.ones_like(mean)
             if self.features == "standard":
-                deviation = flat.std(0, correction=0)
-                size = flat.square().mean(0).sqrt()
+                deviation = _by_unit(flat.var(0, correction=0), shape, unit_axis)
+                size = _by_unit(flat.square().mean(0), shape, unit_axis)
                 scale = torch.where(deviation > CONSTANT * size, 1.0 / deviation, 0.0)
             self._fixed[name] = mean, scale
         mean, scale = self._fixed[name]

@@ -81,12 +81,14 @@ class Subject:
         model: the copy, in eval mode.
         dtype: of its numbers, or ``None`` where they were left as they are.
         device: where it runs.
+        takes: the shapes of its inputs, where they are known.
     """
 
     name: str
     model: nn.Module
     dtype: torch.dtype | None
     device: torch.device
+    takes: str = ""
 
     @classmethod
     def of(
@@ -131,7 +133,11 @@ class Subject:
         if len(devices) > 1:
             shown = ", ".join(sorted(map(str, devices)))
             raise ScoreError(f"network {name} lies on several devices ({shown})", hint="move it to one")
-        return cls(name, model, dtype, devices.pop() if devices else torch.device("cpu"))
+        where = devices.pop() if devices else torch.device("cpu")
+        takes = ""
+        if isinstance(given, Checkpoint):
+            takes = ", ".join(str(list(example.shape[1:])) for example in given.architecture.example_inputs())
+        return cls(name, model, dtype, where, takes)
 
     def run(
         self, positional: Sequence[Any], keywords: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
@@ -149,7 +155,7 @@ class Subject:
                 return torch.func.functional_call(self.model, dict(state), tuple(arguments), named)
         except Exception as error:
             shapes = ", ".join(str(list(leaf.shape)) for _, leaf in tensor_leaves((positional, keywords)))
-            hint = "correct the inputs"
+            hint = f"one input of it has shape {self.takes}" if self.takes else "correct the inputs"
             if self.dtype is not None and "dtype" in str(error):
                 hint = "its code fixes a dtype: compare with dtype=None, as it is"
             raise ScoreError(
