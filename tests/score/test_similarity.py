@@ -153,3 +153,38 @@ def test_sequences_folded_into_the_batch() -> None:
     found = compare(model, model, drawn(40, 15, 0).reshape(40, 5, 3))
     assert [(layer.a, layer.sizes) for layer in found.layers] == [("first", (20, 20)), ("last", (2, 2))]
     assert found.exact
+
+
+def test_positions_that_hardly_vary_do_not_outweigh_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corner that is as good as dark in the first batch, and lit in a few images after it."""
+    dark = drawn(600, 64, 0).reshape(600, 1, 8, 8)
+    dark[:, :, :4] = 0.0
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))  # that of `seed=0`
+    lit = dark.clone()
+    lit[order[:200], 0, 0, 0] = 1e-6 * drawn(200, 1, 4)[:, 0]
+    lit[order[200::40], 0, 0, 0] = 1.0
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 3))
+
+    one, two = seeded(network), seeded(network, 1)
+
+    def similarity(images: Tensor, features: str = "standard") -> float:
+        found = compare(one, two, images, batch=200, kind="values", features=features, line=0)
+        return found.layers[0].cka.value
+
+    value = similarity(lit)
+    assert value == pytest.approx(similarity(dark), abs=0.01)
+    assert value < 0.95
+    # Negative control: each position over its own spread.
+    with monkeypatch.context() as patch:
+        patch.setattr("metanet.score.layers._by_unit", lambda square, shape, unit_axis: square.sqrt())
+        assert similarity(lit) > 0.999
+    # Scaling whole channels makes no difference, but to linear features.
+    linear = similarity(lit, "linear")
+    with torch.no_grad():
+        for parameter in two[0].parameters():  # type: ignore[index]
+            parameter[1] *= 100.0
+            parameter[2] *= -0.01
+    assert similarity(lit) == pytest.approx(value)
+    assert abs(similarity(lit, "linear") - linear) > 0.01
