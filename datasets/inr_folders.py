@@ -123,7 +123,10 @@ def _found(folder: Path, data: str | None) -> tuple[list[_File], list[str]]:
     names = listing(folder)
     matches = {name: match for name in names if (match := _FOLDER.fullmatch(name))}
     if not matches:
-        return _numbered(folder, names)
+        files, others = _numbered(folder, names)
+        if data is not None:
+            raise ZooError(f"does not say that it holds {clean(repr(data), 40)}", where=folder, hint="leave data= out")
+        return files, others
     sets = sorted({match[1] for match in matches.values()})
     if data is None and len(sets) > 1:
         raise ZooError(f"holds networks of {', '.join(sets)}", where=folder, hint=f"choose one: data={sets[0]}")

@@ -54,6 +54,8 @@ def test_fashion_files_and_their_split(tmp_path: Path) -> None:
     assert [network.label for network in zoo] == [0, 1, 3, 6, 2, 5, 0, 1, 2]
     assert zoo.left_out == ("train/model_4.pth",)
     assert torch.equal(zoo[1].state["layers.0.weight"], siren(1)["seq.0.weight"])
+    with pytest.raises(ZooError, match="does not say that it holds 'fmnist'; leave data= out"):
+        read_inr_folders(tmp_path, data="fmnist")
     # The other form of split file, with labels, named by the caller.
     path = tmp_path.parent / "my.json"
     path.write_text(json.dumps({p: {"path": v, "label": [str(int(f[-5])) for f in v]} for p, v in splits.items()}))
