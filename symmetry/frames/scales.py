@@ -11,8 +11,8 @@ the log-scales of all factors and A known. This gives two steps.
    data flow each factor makes the norm of the first weight that it touches 1 (of each unit: its incoming norm),
    running variances plus epsilon 1 before that. ``balanced``: the smallest sum of squares on the orbit, which makes
    incoming and outgoing norms equal (Kempf and Ness 1979; the balanced networks of Du, Hu and Lee 2018); where it could
-   vanish, as for a unit that nothing reads, the remaining norms are kept at 1. Units whose norm is zero stay at the
-   root.
+   vanish, as for a unit that nothing reads, the remaining norms are kept at 1, or, where they cannot all be 1, at the
+   root. Units whose norm is zero stay at the root.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import linprog
+from scipy.sparse import csr_matrix, eye_array, hstack, vstack
 from torch import Tensor
 
 from symmetry.frames.parts import Groups, Part, invariant_parts, reduce_to
@@ -35,6 +36,7 @@ SETTLED = 1e-13
 MOST_SWEEPS = 50
 MOST_STEPS = 100
 LONGEST_STEP = 2.0
+MOST_ROWS = 100_000
 
 
 def canonical_scales(spec: SymmetrySpec, parts: Sequence[Part], gauge: str) -> dict[str, Tensor]:
@@ -160,6 +162,111 @@ def _balance(unknowns: Unknowns, parts: Sequence[Reduced], pivots: _Pivots, x: T
     ]
     subspace = Subspace(unknowns, projections)
     pull = subspace.project(_pull(unknowns, parts, pivots, dict(projections)))
+    program = _Program.of(unknowns, parts, pivots)
+    lone = bool((pull != 0).any())
+    if program is None or not lone or program.has_minimum(pull):
+        reached, settled = _descend(unknowns, parts, subspace, pull, x)
+        if program is None or lone or settled:
+            return reached
+    # Weights that can shrink together without end cannot all be held by norms of 1: they keep the sizes that they have
+    # at the root, which have a minimum together.
+    stay = unknowns.zeros()
+    for part, held in zip(parts, program.shrinking(parts), strict=True):
+        part.gather(unknowns, part.scaled_squares(unknowns, x) * held, stay)
+    return _descend(unknowns, parts, subspace, subspace.project(stay), x)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """How the logarithms of all weights that are not zero depend on the log-scales, for linear programs.
+
+    Args:
+        growth: one row per weight (or sum of weights that scale alike): by what each log-scale moves it.
+        fixed: rows that log-scales must keep at zero, because running variances stay as they are.
+        alive: for each part which of its places have a row.
+    """
+
+    growth: csr_matrix
+    fixed: csr_matrix
+    alive: list[Tensor]
+
+    @classmethod
+    def of(cls, unknowns: Unknowns, parts: Sequence[Reduced], pivots: _Pivots) -> _Program | None:
+        """The program of some parts; nothing where there are no weights or too many."""
+        columns, values, rows, alive, count = [], [], [], [], 0
+        if not 0 < sum(int((part.squares > 0).expand(part.shape).sum()) for part in parts) <= MOST_ROWS:
+            return None
+        for part in parts:
+            here = (part.squares > 0).expand(part.shape).reshape(-1)
+            numbers = count + torch.arange(int(here.sum()))
+            alive.append(here)
+            for slot, index in zip(part.slots, part.indices(unknowns), strict=True):
+                columns.append(index.expand(part.shape).reshape(-1)[here])
+                values.append(torch.full((len(numbers),), float(slot.exponent), dtype=torch.float64))
+                rows.append(numbers)
+            count += len(numbers)
+        entries = [torch.cat(item).numpy() if item else np.zeros(0) for item in (values, rows, columns)]
+        growth = csr_matrix((entries[0], (entries[1], entries[2])), shape=(count, unknowns.size))
+        return cls(growth, _fixed_rows(unknowns, pivots), alive)
+
+    def has_minimum(self, pull: Tensor) -> bool:
+        """Whether positive amounts of all weights balance the pull (then the sum of squares minus it has a minimum).
+
+        The largest t is sought with ``A^T a + F^T m = pull`` and all ``a >= t``.
+        """
+        count, kept = self.growth.shape[0], self.fixed.shape[0]
+        ones = csr_matrix(self.growth.T.sum(1))
+        # a = b + t with b >= 0.
+        balance = hstack([self.growth.T, self.fixed.T, ones], format="csr")
+        found = linprog(
+            np.concatenate([np.zeros(count + kept), [-1.0]]),
+            A_eq=balance,
+            b_eq=pull.numpy(),
+            bounds=[(0, None)] * count + [(None, None)] * kept + [(0, 1)],
+        )
+        return bool(found.status == 0 and found.x[-1] > 1e-6)
+
+    def shrinking(self, parts: Sequence[Reduced]) -> list[Tensor]:
+        """Which weights shrink in some direction in which none grows: for each part a mask over its places.
+
+        One program finds all of them: the largest sum of z with ``A x + z <= 0`` and ``0 <= z <= 1``.
+        """
+        count, size = self.growth.shape
+        found = linprog(
+            np.concatenate([np.zeros(size), -np.ones(count)]),
+            A_ub=hstack([self.growth, eye_array(count, format="csr")], format="csr"),
+            b_ub=np.zeros(count),
+            A_eq=hstack([self.fixed, csr_matrix((self.fixed.shape[0], count))], format="csr"),
+            b_eq=np.zeros(self.fixed.shape[0]),
+            bounds=[(None, None)] * size + [(0, 1)] * count,
+        )
+        shrinks = torch.from_numpy(np.asarray(found.x[size:] > 0.5)).to(torch.float64)
+        masks, start = [], 0
+        for part, alive in zip(parts, self.alive, strict=True):
+            mask, number = torch.zeros(len(alive), dtype=torch.float64), int(alive.sum())
+            mask[alive] = shrinks[start : start + number]
+            masks.append(mask.reshape(part.shape))
+            start += number
+        return masks
+
+
+def _fixed_rows(unknowns: Unknowns, pivots: _Pivots) -> csr_matrix:
+    """What log-scales must not do because running variances stay as they are, one row per variance."""
+    numbers, found = torch.arange(unknowns.size), []
+    for pivot in pivots.chosen:
+        for row in pivot.exponents[: pivot.fixed]:
+            columns = [unknowns.view(numbers, name).reshape(-1).numpy() for name in pivot.factors]
+            units = len(columns[0])
+            values = np.repeat(row, units)
+            places = (np.tile(np.arange(units), len(row)), np.concatenate(columns))
+            found.append(csr_matrix((values, places), shape=(units, unknowns.size)))
+    return vstack(found, format="csr") if found else csr_matrix((0, unknowns.size))
+
+
+def _descend(
+    unknowns: Unknowns, parts: Sequence[Reduced], subspace: Subspace, pull: Tensor, x: Tensor
+) -> tuple[Tensor, bool]:
+    """Newton's method on half the sum of squares minus a linear term; and whether it came to rest."""
     still = torch.zeros([1], dtype=torch.float64)
 
     def value(at: Tensor) -> float:
@@ -175,7 +282,7 @@ def _balance(unknowns: Unknowns, parts: Sequence[Reduced], pivots: _Pivots, x: T
         step = System(unknowns, parts, [2 * scaled for scaled in squares], subspace).solve(-gradient, 1e-3, 200)
         length = float(step.abs().max())
         if not length > SETTLED:
-            break
+            return x, True
         step = step * min(1.0, LONGEST_STEP / length)
         slope = float(step @ gradient)
         for _ in range(40):
@@ -185,7 +292,8 @@ def _balance(unknowns: Unknowns, parts: Sequence[Reduced], pivots: _Pivots, x: T
                 break
             step, slope = step / 2, slope / 2
         x, current = x + step, reached
-    return x
+    # What still creeps at the level of rounding is at rest; what wanders is not.
+    return x, length < 1e-6
 
 
 def _pull(

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -225,6 +225,9 @@ def test_products_of_heads_are_kept() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), zeros=st.floats(0.0, 0.9), name=st.sampled_from(["mlp relu", "mlp tanh", "prelu"]))
+@example(seed=200, zeros=0.8203125, name="prelu")  # units without a minimum of their own that only reach each other
+@example(seed=3004, zeros=0.82, name="prelu")
+@example(seed=203, zeros=0.7, name="mlp relu")
 def test_states_with_many_zeros(seed: int, zeros: float, name: str) -> None:
     """Dead units, isolated units and empty layers included."""
     _, spec, state, _ = case(name)
@@ -335,5 +338,5 @@ def test_refusals() -> None:
     with pytest.raises(SpecError, match=r"0\.bias: shape \(5,\), expected \(4,\)"):
         symmetry.canonicalize(spec, {**state, "0.bias": torch.zeros(5)})
     broken = {**state, "2.weight": torch.full_like(state["2.weight"], float("inf"))}
-    with pytest.raises(SpecError, match=r"2\.weight \(\d+ of \d+\): values that are not finite; a canonical gauge needs"):
+    with pytest.raises(SpecError, match=r"2\.weight \(\d+ of \d+\): values that are not finite"):
         symmetry.gauge_distance(spec, broken)
