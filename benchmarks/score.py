@@ -163,10 +163,11 @@ def main() -> None:
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="of torch, for all variants (1)")
     parser.add_argument("--device", default="cpu", help="where the networks are run (%(default)s)")
     parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=SEEDS, help="of networks and inputs")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="only these")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    order = [(case, seed) for seed in arguments.seeds for case in CASES]
+    order = [(case, seed) for seed in arguments.seeds for case in arguments.cases]
     rows: list[Row] = []
     for case, seed in tqdm(order, desc="score", file=sys.stderr, disable=not sys.stderr.isatty()):
         rows += measure_case(case, seed, arguments.quick, device)

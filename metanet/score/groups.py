@@ -58,7 +58,7 @@ class Group:
     def score(self, memory: int, seed: int) -> dict[str, Tensor]:
         """Every column, for the pairs in the order of ``numbers``."""
         some = self.inputs.take(torch.arange(min(self.batch, self.inputs.count)))
-        needed = sum(stack.numbers_per_network(some.positional, some.keywords) for stack in self.stacks)
+        needed = sum(stack.settle(some.positional, some.keywords) for stack in self.stacks)
         # Answers, probabilities and differences of both networks lie beside what the modules give out.
         needed += 8 * sum(output.first[0][0].numel() for output in self.pair.outputs) * len(some.rows)
         size = max(1, memory // (8 * max(needed, 1)))

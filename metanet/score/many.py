@@ -88,7 +88,8 @@ def compare_many(
     """Measure what :func:`compare` measures of outputs, for many pairs of networks on the same inputs.
 
     Pairs whose first networks are of one architecture, and whose second networks are of one, are run at once with
-    ``torch.func.vmap`` over their stacked states. A network that several pairs share is run once for those next to each
+    ``torch.func.vmap`` over their stacked states; large ones, and those that cannot be stacked, one by one, which is
+    noted. A network that several pairs share is run once for those next to each
     other. Layers, the line between weights and the bootstrap are left to :func:`compare`.
 
     Args:

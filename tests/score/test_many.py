@@ -87,6 +87,17 @@ def test_chunks_and_groups_make_no_difference() -> None:
     assert torch.allclose(whole["kl"][::2], alone["kl"], atol=1e-12)
 
 
+def test_large_networks_are_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, inputs = pairs_of("cnn")
+    small = compare_many(pairs, inputs)
+    monkeypatch.setattr("metanet.score.stacks.LARGE", 1000)
+    large = compare_many(pairs, inputs)
+    assert not any("one by one" in note for note in small.notes)
+    assert any("one by one" in note for note in large.notes)
+    for name, column in small.columns.items():
+        assert torch.allclose(large[name], column, atol=1e-10), name
+
+
 def test_standard_errors() -> None:
     pairs, inputs = pairs_of("mlp")
     found = compare_many(pairs, inputs)
