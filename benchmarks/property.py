@@ -67,7 +67,7 @@ def run_seed(
     ensemble: bool = True,
 ) -> dict[str, dict[str, float]]:
     """All variants on one split, and the ensemble of them; whatever is finished in the folder is used."""
-    task = PropertyTask(column, batch=32, chunk=32, jitter=0.0)
+    task = PropertyTask(column, batch=64, chunk=32, jitter=0.0)
     data = split.data
     one_architecture = len({tuple(t.shape for t in graph.state().values()) for graph in data.graphs}) == 1
     values: dict[str, dict[str, float]] = {}

@@ -37,7 +37,7 @@ NFN_EPOCHS, NFN_RATES = 30, (1e-3, 3e-3)
 QUICK_ZOO = ("zoo.runs=64", "zoo.architectures=4")
 MOVED = 48  # test networks that are moved along their orbits
 STRICT = {
-    "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 32,
+    "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 64,
     "readout": 64,
 }  # fmt: skip
 MOVING = {**STRICT, "hidden": 8}
