@@ -90,6 +90,10 @@ def compare(
         CheckpointError: for a checkpoint whose architecture is not known.
     """
     _check(batch, layers, features, confidence, interval)
+    if resamples < 0:
+        raise ScoreError(f"resamples={resamples}: expected 0 (no intervals of means) or more")
+    if line < 0 or line in (1, 2) or (line and line % 2 == 0):
+        raise ScoreError(f"line={line}: expected an odd number of places, 3 or more, or 0 for none")
     if inputs is None:
         inputs = made_up(a, seed)
     given = Inputs.of(inputs, labels, origin, batch_axis)
@@ -103,7 +107,7 @@ def compare(
         scores = run.scores(resamples, confidence, seed, interval)
         similar = run.similarities(confidence)
         straight = _line(pair, readings[0], line, batch, seed)
-    notes = [*pair.notes, *assumed, *run.notes(features)]
+    notes = [*pair.notes, *assumed, *run.notes()]
     verdict = _verdict(pair, scores, tolerance, notes)
     return Preservation(
         verdict=verdict,
@@ -152,7 +156,10 @@ def default_kind(network: Comparable, kind: str | Mapping[str, str]) -> str | Ma
 def _line(pair: Pair, reading: Reading, points: int, batch: int, seed: int) -> Line | None:
     if not points or reading.kind == "decisions" or not same_shapes(pair.a, pair.b):
         return None
-    place = (pair.outputs[0].numbers[0], pair.outputs[0].axes[0])
+    main = pair.outputs[0]
+    if main.numbers[0] != main.numbers[1] or main.axes[0] != main.axes[1]:
+        return None
+    place = (main.numbers[0], main.axes[0])
     return measure_line(pair.a, pair.b, pair.inputs, place, reading, points, batch, seed)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import symmetry
-from metanet.errors import ScoreError
 from metanet.score.inputs import Inputs
 from metanet.score.measures import Reading, divergences, laid_out, log_probabilities, numbers, rows_first
 from metanet.score.subjects import Subject, tensor_leaves
@@ -57,12 +56,7 @@ def measure_line(
     Returns:
         ``None`` if the first module, given the weights of the second, does not compute what the second computes: then
         there is no line between the two functions.
-
-    Raises:
-        ScoreError: for an even or too small number of points.
     """
-    if points < 3 or points % 2 == 0:
-        raise ScoreError(f"line={points}: expected an odd number of places, 3 or more, or 0 for none")
     # With `keep_vars`, tied tensors are one object, and stay one.
     states: list[Mapping[str, Tensor]] = []
     one, two = (

@@ -77,7 +77,7 @@ class Run:
             if cka is not None
         )
 
-    def notes(self, features: str) -> list[str]:
+    def notes(self) -> list[str]:
         """What was left out."""
         if self.pair.recorders is None:
             return []

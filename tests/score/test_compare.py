@@ -414,6 +414,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"features": "pretty"}, "expected one of standard"),
     ({"layers": "depth"}, "expected auto, name"),
     ({"line": 4}, "odd number"),
+    ({"resamples": -1}, "expected 0"),
     ({"confidence": 95}, "between 0 and 1"),
     ({"batch": 0}, "at least one"),
     ({"interval": "wald"}, "bca or percentile"),
