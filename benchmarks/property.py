@@ -18,7 +18,8 @@ Runs are never on two sides, and everything is selected on validation runs. No m
     probing     answers to learned inputs, nothing else (no messages, no statistics)
     nfn         `nfn` 0.1.2 from PyPI (see nfn_runner.py); reads one architecture only, so it has no `mixed` row
 
-Seconds and networks per second are of processor time, of one thread; for `nfn` of its training loop alone.
+Seconds are of processor time, of one thread, for all of fitting and predicting (`nfn`: its training steps alone).
+With `--speed`, training steps of all networks are timed one after the other, without preparation and validation.
 `orbit_change` is the largest change of a predicted accuracy when test networks move along their orbit: permutations,
 scalings, signs and matrices drawn at random.
 
@@ -43,7 +44,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from property_ways import COLUMN, QUICK_ZOO, SEEDS, TREES, Split, machine, methods, retold, splits_of, zoo_of
+from property_ways import (
+    COLUMN,
+    METANETS,
+    QUICK_ZOO,
+    SEEDS,
+    TREES,
+    Split,
+    machine,
+    methods,
+    nfn_result,
+    retold,
+    splits_of,
+    training_rate,
+    zoo_of,
+)
 from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items
@@ -58,6 +73,11 @@ METRICS = (
 )  # fmt: skip
 
 
+def task_of(column: str) -> PropertyTask:
+    """The task of all variants."""
+    return PropertyTask(column, batch=64, chunk=32, jitter=0.0)
+
+
 def run_seed(
     split: Split,
     seed: int,
@@ -67,7 +87,7 @@ def run_seed(
     ensemble: bool = True,
 ) -> dict[str, dict[str, float]]:
     """All variants on one split, and the ensemble of them; whatever is finished in the folder is used."""
-    task = PropertyTask(column, batch=64, chunk=32, jitter=0.0)
+    task = task_of(column)
     data = split.data
     one_architecture = len({tuple(t.shape for t in graph.state().values()) for graph in data.graphs}) == 1
     values: dict[str, dict[str, float]] = {}
@@ -131,12 +151,18 @@ def measures(task: PropertyTask, split: Split, result: Result) -> dict[str, floa
         value = {"kendall_tau": found["tau"], "r2": found["r2"], "train_tau": known["tau"]}
         value["orbit_change"] = float(np.abs(said[chosen] - said[copies]).max())
     value["train_s"] = result.seconds
-    if result.history and "share" not in result.details:
-        value["train_networks_per_s"] = len(train) * len(result.history) / result.seconds
-    for name in ("train_networks_per_s", "share"):
-        if name in result.details:
-            value[name] = float(result.details[name])
+    if "share" in result.details:
+        value["share"] = float(result.details["share"])
     return value
+
+
+def rates(split: Split, column: str, variants: Sequence[str], nfn_python: Path | None) -> dict[str, float]:
+    """Training networks per second of processor time, one way after the other."""
+    task = task_of(column)
+    found = {name: training_rate(task, split.data, METANETS[name]) for name in variants if name in METANETS}
+    if nfn_python is not None and "nfn" in variants:
+        found["nfn"] = float(nfn_result(task, split.data, 0, nfn_python, 2, [1e-3]).details["train_networks_per_s"])
+    return found
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -176,6 +202,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["mnist_cnn", "mixed"], help="zoos, by their configuration")
     parser.add_argument("--columns", nargs="+", default=[COLUMN], help="what is told: columns of the index")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--speed", action="store_true", help="also measure training networks per second, in turn")
     parser.add_argument("--zoos", type=Path, help="where the zoos lie (FOLDER/zoos); missing ones are built there")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-property"), help="where results are kept")
     parser.add_argument("--nfn-python", metavar="PYTHON", type=Path, help="interpreter that has nfn, see nfn_runner.py")
@@ -213,6 +240,11 @@ def main() -> None:
         for variant, value in found.items():
             row = {"benchmark": "property", "case": called, "variant": variant, "seed": seed}
             rows += [{**row, "metric": metric, "value": value[metric]} for metric in METRICS if metric in value]
+        if arguments.speed and seed == seeds[0]:
+            speeds = rates(splits[case, column][seed], column, arguments.variants, arguments.nfn_python)
+            for name, speed in speeds.items():
+                row = {"benchmark": "property", "case": called, "variant": name, "seed": seed}
+                rows.append({**row, "metric": "train_networks_per_s", "value": speed})
     print(machine())
     print(table(rows))
     if arguments.json:
