@@ -41,7 +41,7 @@ STRICT = {
     "layers": 1, "hidden": 16, "messages": "sweep", "symmetry": "full", "statistics": True, "responses": 64,
     "readout": 64,
 }  # fmt: skip
-METANETS = {
+METANETS: dict[str, dict[str, Any]] = {
     "strict": STRICT,
     "quasi": {**STRICT, "hidden": 8, "mode": "quasi"},
     "soft": {**STRICT, "hidden": 8, "mode": "soft"},
