@@ -16,6 +16,7 @@ from metanet.nn.frames.signs import Signs
 from symmetry.testing import equivariance_error
 from tests.nn.cases import batch_of, case
 from tests.nn.test_full import LIMIT, answer, carry, make
+from tests.nn.trained import trained
 from tests.symmetry.models import draw, seeded
 from tests.symmetry.transformers import Llama, QKNorm, Slopes
 
@@ -92,3 +93,48 @@ def test_what_has_no_frame_is_refused_in_one_line_that_says_what_to_do(build):
     spec = symmetry.trace(module, (draw(7, 5, 3, dtype=torch.float64),))
     with pytest.raises(ModelError, match=r"^space '.*' of linear matrices .*; use symmetry='permutation'$"):
         make()(batch_of(spec, [module.state_dict()]))
+
+
+DEFECTS = {
+    "a dead unit in the queries": ("query", slice(1, 2)),
+    "a dead unit in the values": ("value", slice(1, 2)),
+    "a head without values": ("value", slice(0, 4)),
+    "no queries at all": ("query", slice(None)),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_heads_of_less_than_full_rank(defect):
+    """Directions that do not reach the function count as zero, so answers per network stay invariant."""
+    one = trained("transformer")
+    part, units = DEFECTS[defect]
+    state = {key: value.clone() for key, value in one.states[0].items()}
+    for kind in ("weight", "bias"):
+        state[f"blocks.0.attention.{part}.{kind}"][units] = 0
+    moved = one.spec.act(one.spec.sample(torch.Generator().manual_seed(2)), state)
+    for gauge in ("rms", "balanced"):
+        with torch.no_grad():
+            answers = make(gauge=gauge)(batch_of(one.spec, [state, moved, one.states[1]])).flatten()
+            changed = make("state", gauge=gauge)(batch_of(one.spec, [state]))[0]
+        assert abs(float(answers[0] - answers[1])) < LIMIT * float((answers[0] - answers[2]).abs()), gauge
+        assert all(bool(value.isfinite().all()) for value in changed.values())
+
+
+def test_directions_lost_in_rounding_hardly_count():
+    """A head with singular values down to 1e-9 of the largest, moved and rounded to float32: nothing jumps."""
+    one = trained("transformer")
+    state = {key: value.clone() for key, value in one.states[0].items()}
+    for part in ("query", "key"):
+        weight = state[f"blocks.0.attention.{part}.weight"]
+        for head in (weight[:4], weight[4:]):
+            left, size, right = torch.linalg.svd(head, full_matrices=False)
+            head.copy_(left @ (size * torch.logspace(0, -4.5, 4, dtype=torch.float64)).diag() @ right)
+        state[f"blocks.0.attention.{part}.bias"].zero_()
+    moved = one.spec.act(one.spec.sample(torch.Generator().manual_seed(2), kinds=("linear",)), state)
+    single = [{key: value.float() for key, value in given.items()} for given in (state, moved, one.states[1])]
+    with torch.no_grad():
+        answers = make()(batch_of(one.spec, single)).flatten()
+        exact = make()(batch_of(one.spec, [state, moved])).flatten()
+    spread = float((answers[0] - answers[2]).abs())
+    assert abs(float(exact[0] - exact[1])) < 1e-8 * spread
+    assert abs(float(answers[0] - answers[1])) < 1e-2 * spread

@@ -21,7 +21,7 @@ from metanet.errors import ModelError
 from metanet.graph import Bucket, Topology
 from metanet.nn.features import EXCESS
 from metanet.nn.finite import check_finite, finite_networks
-from metanet.nn.frames.matrices import settle_matrices, spaces_in_order
+from metanet.nn.frames.matrices import settle_matrices, spaces_in_order, without
 from metanet.nn.frames.motion import Motion
 from metanet.nn.frames.places import views_of
 from metanet.nn.frames.scales import settle_scales
@@ -39,9 +39,10 @@ def frame_of(bucket: Bucket, gauge: str = "rms") -> Motion:
     elements that leave the network as it is; permutations move the frame along with the units.
 
     Where it is not unique: units that are equal to each other are no difficulty (the frame does not order units). A
-    unit without any non-zero entry keeps its gauge: it cannot be seen. A unit whose odd statistics all vanish, a head
-    whose product has less than full rank and equal singular values of a head leave the form undetermined: it is one of
-    several, and answers may jump between them.
+    unit without any non-zero entry keeps its gauge: it cannot be seen. A unit whose odd statistics all vanish and equal
+    singular values of a head leave the form undetermined: it is one of several, and answers may jump between them.
+    Directions of a head that do not reach the function (a product of less than full rank) are zero in the form, and
+    have no basis of their own in the frame: answers that are carried back are not unique there.
 
     Args:
         bucket: networks of one architecture.
@@ -168,8 +169,10 @@ def _settle(bucket: Bucket, given: Sequence[Tensor | None], gauge: str) -> tuple
         signs.settle(values, open_spaces, last=not open_spaces)
     for factor, side in spaces_in_order(topology):
         masked = _masked(topology, values, signs)
-        matrices = settle_matrices(topology, values, factor, side, masked)
+        matrices, alive = settle_matrices(topology, values, factor, side, masked)
         then(replace(neutral, matrices={factor.space: matrices}))
+        if not bool(alive.all()):
+            values = without(topology, values, factor, alive)
         open_spaces.remove(factor.space)
         if signs.signs:
             signs.settle(values, open_spaces, last=not open_spaces)

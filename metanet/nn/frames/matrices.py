@@ -25,9 +25,11 @@ from metanet.nn.frames.places import Turn, View, onto, views_of
 from metanet.nn.frames.signs import STATISTICS, TOLERANCE, odd_statistics
 from symmetry import LinearFactor
 
-__all__ = ["settle_matrices", "spaces_in_order"]
+__all__ = ["settle_matrices", "spaces_in_order", "without"]
 
-RANK = 1e-10  # smallest singular value of a product, relative to its largest, that counts as full rank
+RANK = 1e-10  # smallest singular value of a product, relative to its largest, that counts
+
+NOTHING = 1e-14  # the same for a singular value that is 0 but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,12 @@ def settle_matrices(
     factor: LinearFactor,
     side: _Side,
     signs: Sequence[Tensor | None],
-) -> Tensor:
-    """The matrices of one space that bring the networks to the gauge.
+) -> tuple[Tensor, Tensor]:
+    """The matrices of one space that bring the networks to the gauge, and which of its new units count.
 
-    Where the product has less than full rank (a head that is zero, more units than inputs) the gauge is not unique, and
-    the units keep their own basis.
+    Where the product has less than full rank (a head that is zero, dead units, directions lost to training) so many of
+    the new units do not reach the function. They are the last ones, their basis is not unique, and nothing of them
+    should be read: see :func:`without`.
 
     Args:
         topology: the architecture.
@@ -99,24 +102,56 @@ def settle_matrices(
         signs: the values with entries of open sign set to zero, for odd statistics.
 
     Shapes:
-        returns ``(B, *spec.array_shape(space), n)``.
+        returns ``(B, *spec.array_shape(space), n)`` and booleans ``(B, *spec.array_shape(space))``.
     """
     direct = [_columns(topology, values, factor, *item) for item in side.direct]
     inverse = [_columns(topology, values, factor, *item) for item in side.inverse]
     if factor.kind == "orthogonal":
         left, size, _ = torch.linalg.svd(torch.cat([*direct, *inverse], dim=-1), full_matrices=False)
         matrix = left.mT
-        whole = size[..., -1] > RANK * size[..., 0]
+        alive = size > RANK * size[..., :1]
     else:
         a, b = torch.cat(direct, dim=-1), torch.cat(inverse, dim=-1)
         first, second = (torch.linalg.qr(side.mT, mode="r").R for side in (a, b))
-        left, size, _ = torch.linalg.svd(second @ first.mT)
-        whole = size[..., -1] > RANK * size[..., 0]
-        root = torch.where(whole[..., None], size, torch.ones_like(size)).sqrt()
-        matrix = left.mT @ second / root[..., None]
-    identity = torch.eye(factor.size, dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(whole[..., None, None], matrix, identity)
-    return matrix * _signs(topology, signs, factor, side, matrix)[..., None]
+        left, size, right = torch.linalg.svd(second @ first.mT)
+        alive = size > RANK * size[..., :1]
+        root = torch.where(alive, size, 1.0).sqrt()
+        matrix = torch.where(alive[..., None], left.mT @ second / root[..., None], 0.0)
+        if not bool(alive.all()):
+            matrix = matrix + _rest_of(torch.where(alive[..., None], right @ first / root[..., None], 0.0))
+    return matrix * _signs(topology, signs, factor, side, matrix)[..., None], alive
+
+
+def _rest_of(dual: Tensor) -> Tensor:
+    """Rows for the units that do not count, so that the matrix is invertible and its inverse is right for the others.
+
+    The rows that count of M and of its inverse transpose are given, ``L = S^-1/2 U^T R_B`` and ``S^-1/2 V^T R_A``. What
+    completes M has to be orthogonal to the latter, and any such basis will do.
+
+    Args:
+        dual: the rows of the inverse transpose, zero where a unit does not count.
+    """
+    left, size, right = torch.linalg.svd(dual)
+    nothing = size <= NOTHING * size[..., :1]
+    return left @ (nothing[..., None] * right)
+
+
+def without(
+    topology: Topology, values: Sequence[Tensor | None], factor: LinearFactor, alive: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The values with zeros at the units of a space of matrices that do not reach the function.
+
+    Shapes:
+        alive: ``(B, *spec.array_shape(space))``.
+    """
+    found = list(values)
+    for number, (value, view) in enumerate(zip(values, views_of(topology), strict=True)):
+        for turn in view.turns if value is not None and view is not None else ():
+            if turn.space == factor.space and value is not None and view is not None:
+                kept = onto(alive, turn.dims, len(view.sizes))
+                wide = value.reshape(len(value), *view.sizes)
+                found[number] = torch.where(kept, wide, 0.0).reshape(value.shape)
+    return tuple(found)
 
 
 def _columns(
