@@ -34,7 +34,7 @@ from metanet.train.loop import run_epochs
 __all__ = ["NETWORKS", "errors"]
 
 NETWORKS = 4000  # for training
-EPOCHS = {"steered": 20, "strict": 12, "flat": 60}
+EPOCHS = {"steered": 12, "strict": 8, "flat": 30}
 _FLAT = TrainerSettings(learning_rate=1e-3, weight_decay=0.01, patience=0, progress=False)
 
 
