@@ -107,7 +107,7 @@ class SweepLayer(nn.Module):
                 parts[2] = (_share(trace.reach[ends[group]]) + 1e-3).log() / 4
                 parts[4] = torch.cat([_log_size(value), trace.levels[group]], dim=-1).expand(-1, one.size, -1) / 8
                 if gradient is not None:
-                    parts[1] = torch.asinh(gradient / (gradient.square().mean(1, keepdim=True) + _FLOOR).sqrt())
+                    parts[1] = torch.asinh(gradient / _divisor(gradient.square().mean(1, keepdim=True)).sqrt())
                     parts[3] = (_share(reach[group]) + 1e-3).log() / 4
                     parts[5] = torch.cat([_log_size(gradient), levels[group]], dim=-1).expand(-1, one.size, -1) / 8
             found.append(torch.cat(parts, dim=-1))
@@ -231,7 +231,12 @@ def _weight(bucket: Bucket, number: int) -> Tensor:
 
 def _share(x: Tensor) -> Tensor:
     """Non-negative features over their mean over units: of order 1 whatever the size of the weights."""
-    return x / (x.mean(1, keepdim=True) + _FLOOR)
+    return x / _divisor(x.mean(1, keepdim=True))
+
+
+def _divisor(size: Tensor) -> Tensor:
+    """A size to divide by; 1 for nothing, so that slopes through a dead network are not blown up layer by layer."""
+    return torch.where(size > _FLOOR, size + _FLOOR, 1.0)
 
 
 def _level(x: Tensor) -> Tensor:
