@@ -35,7 +35,7 @@ class Compensation:
         batches: argument lists of ``forward``: data, or inputs that are made up.
         moments: in place of batches: mean and covariance of the units of a space as its readers see them, by space, for
             instance predicted from weights alone. Shapes: (n,), (n, n).
-        ridge: weight of the shrinkage, in units of the mean variance of the features.
+        ridge: weight of the shrinkage, in units of each feature's variance.
         sequential: measure what is left in the network edited so far, so that later readers make up for what earlier
             ones could not; otherwise in the old network. Needs batches.
     """
@@ -175,10 +175,18 @@ def _moved_index(axis: Axis, changes: Sequence[Resizing], spec: SymmetrySpec) ->
 
 def _rebuild(moments: Moments, selection: Tensor, ridge: float) -> Tensor:
     """R with x ~ R^T x' + c. Shapes: -> (m, n)."""
-    size = len(moments.mean)
-    level = ridge * float(moments.within.diagonal().mean().clamp_min(1e-12))
-    eye = torch.eye(size, dtype=torch.float64)
-    return torch.linalg.solve(moments.within + level * eye, moments.across + level * selection)
+    level = _level(moments.within, ridge)
+    return torch.linalg.solve(moments.within + torch.diag(level), moments.across + level[:, None] * selection)
+
+
+def _level(covariance: Tensor, ridge: float) -> Tensor:
+    """What is added to the variance of each unit: in units of its own, so that scaling a unit changes nothing.
+
+    Shapes: (n, n) -> (n,)
+    """
+    variance = covariance.diagonal().double()
+    # A unit that never moves has no scale of its own.
+    return ridge * torch.where(variance > 1e-12 * variance.mean(), variance, variance.mean().clamp_min(1e-12))
 
 
 def _folded(
@@ -223,15 +231,13 @@ def obs_order(covariance: Tensor, sensitivity: Tensor, ridge: float = 1e-3) -> l
     Args:
         covariance: of the units.
         sensitivity: Gram matrix of the readers' weights, ``W^T W`` over all readers.
-        ridge: in units of the mean variance.
+        ridge: in units of each unit's variance.
 
     Shapes:
         (n, n), (n, n) -> n units, the first to be dropped in front
     """
     size = len(covariance)
-    eye = torch.eye(size, dtype=torch.float64)
-    level = ridge * float(covariance.diagonal().mean().clamp_min(1e-12))
-    inverse = torch.linalg.inv(covariance.double() + level * eye)
+    inverse = torch.linalg.inv(covariance.double() + torch.diag(_level(covariance, ridge)))
     gram, left, order = sensitivity.double().clone(), list(range(size)), []
     for _ in range(size):
         here = torch.tensor(left)

@@ -207,3 +207,24 @@ def test_bad_compensation() -> None:
     with pytest.raises(PlanError, match="kept or dropped"):
         morph.apply(morph.Merge("0", [[0, 1], [2, 3]]), model, inputs, spec=spec, compensation=Compensation(data))
     assert same(before, model)
+
+
+@pytest.mark.parametrize("name", ["mlp relu", "conv, batch norm"])
+def test_what_is_kept_does_not_depend_on_the_basis(name: str) -> None:
+    """Networks that differ by an element of the group are narrowed to networks of the same function."""
+    model, inputs, spec = network(name)
+    data = batches(name)
+    sizes = {space.name: space.size - 1 for space in spec.spaces}
+    g = spec.sample(torch.Generator().manual_seed(2), kinds=("permutation", "scale"))
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(spec.act(g, model.state_dict()))
+    made = [
+        morph.apply(
+            morph.narrow_by_obs(one, spec, sizes, data), one, inputs, spec=spec, compensation=Compensation(data)
+        ).model
+        for one in (model, twin)
+    ]
+    plain = morph.apply(morph.narrow(spec, model.state_dict(), sizes, "first"), model, inputs, spec=spec).model
+    results = [outputs(one, data) for one in (*made, plain, model)]
+    spread = float((results[2] - results[3]).abs().max())
+    assert float((results[0] - results[1]).abs().max()) < 1e-9 * spread
