@@ -49,10 +49,12 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """Two networks of one architecture, trained from different starts."""
+    """Two networks of one architecture, trained from different starts; the second's module, and inputs to run it on."""
 
     spec: SymmetrySpec
     states: tuple[State, ...]
+    module: nn.Module
+    inputs: Tensor
 
 
 @cache
@@ -96,6 +98,8 @@ def trained(name: str) -> Trained:
             {key: value.double() if value.is_floating_point() else value for key, value in module.state_dict().items()}
             for module in found
         ),
+        found[-1],
+        example,
     )
 
 
