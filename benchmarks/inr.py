@@ -8,6 +8,7 @@ draws which networks are trained on; the validation part chooses the epoch):
     render      the picture at the pixels, through the same small convolutional network, with the same random maps
     strict      weights only: learned channels that keep to permutations, signs and phases (model=strict_weights); no
                 points, no sines, nothing is run
+    longer      the same for four times as long, only where it is asked for
     framed      weights only: messages along edges in each network's frame (model=framed_weights)
     flat        multilayer perceptron on raw weights
     statistics  layer statistics and gradient boosting
@@ -68,14 +69,15 @@ from metanet.tasks.property import outputs_of
 from metanet.train import TrainerSettings, fit
 
 SEEDS = (0, 1, 2)
+LONGER = "longer"
 VARIANTS = ("probing", "render", "responses", "strict", "framed", "nfn", "flat", "statistics")
 METRICS = ("accuracy", "train_accuracy", "train_s", "train_networks_per_s", "orbit_change", "changed")
 DOUBLE = "orbit_change_double"
 # Training networks of a case, and passes over them by variant: about equal time for the two cases.
 SIZES = {"9000": 9000, "21000": 21000}
 EPOCHS: Mapping[str, Mapping[str, int]] = {
-    "9000": {"probing": 20, "render": 20, "responses": 18, "strict": 30, "framed": 6},
-    "21000": {"probing": 10, "render": 10, "responses": 9, "strict": 15, "framed": 3},
+    "9000": {"probing": 20, "render": 20, "responses": 18, "strict": 30, "framed": 6, LONGER: 120},
+    "21000": {"probing": 10, "render": 10, "responses": 9, "strict": 15, "framed": 3, LONGER: 60},
 }
 # What reads weights alone needs smaller batches; waves learn training networks by heart unless they are moved further.
 WEIGHTS = ("task.batch=64", "trainer.learning_rate=3e-3")
@@ -85,6 +87,7 @@ MODELS: Mapping[str, Sequence[str]] = {
     "render": (),
     "responses": ("model.mixing=4",),
     "strict": ("model=strict_weights", *WEIGHTS, *MAPS),
+    LONGER: ("model=strict_weights", *WEIGHTS, *MAPS),
     "framed": ("model=framed_weights", *WEIGHTS),
 }
 NFN_EPOCHS = {"9000": 12, "21000": 6}
@@ -300,7 +303,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write tidy rows")
     parser.add_argument("--zoo", metavar="FOLDER", type=Path, default=Path("zoos/mnist_inr"))
     parser.add_argument("--cases", nargs="+", choices=(*SIZES, "editing"), default=[*SIZES, "editing"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=(*VARIANTS, LONGER), default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--nfn-python", metavar="PYTHON", type=Path, help="a Python that has nfn 0.1.2; else left out")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-inr"), help="where results are kept")
