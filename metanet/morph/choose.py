@@ -10,15 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError
-from metanet.morph.compensate import obs_order, readers
+from metanet.morph.compensate import obs_order, readers, reads_alone
 from metanet.morph.edits import Keep, SpaceEdit, Widen
 from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
-from symmetry import Atom, Fixed, Product, SymmetrySpec
+from symmetry import Atom, SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
 from symmetry.spaces import Axis
 
-__all__ = ["CRITERIA", "DATA_CRITERION", "importance", "narrow", "narrow_by_obs", "resizable", "to_sizes", "widen"]
+__all__ = [
+    "CRITERIA",
+    "DATA_CRITERION",
+    "importance",
+    "narrow",
+    "narrow_by_obs",
+    "normed_spaces",
+    "resizable",
+    "to_sizes",
+    "widen",
+]
 
 CRITERIA = ("l2", "l1", "group_l2", "random", "first")
 DATA_CRITERION = "obs"
@@ -144,7 +154,7 @@ def narrow_by_obs(
     wanted: dict[str, dict[str, Axis]] = {}
     for space in sizes:
         found = readers(spec, space)
-        if found and not spec.within.get(space) and all(_reads_alone(axis) for axis in found.values()):
+        if found and not spec.within.get(space) and all(reads_alone(axis) for axis in found.values()):
             wanted[space] = found
     axes = {name: (axis, axis) for found in wanted.values() for name, axis in found.items()}
     seen = joint_moments(model, model, batches, axes, missing_ok=True) if axes else {}
@@ -164,16 +174,9 @@ def narrow_by_obs(
     return Plan(tuple(edits), fingerprint(spec))
 
 
-def _reads_alone(axis: Axis) -> bool:
-    """Whether an axis runs over one space and nothing but positions besides."""
-    return isinstance(axis, Atom) or (
-        isinstance(axis, Product) and isinstance(axis.outer, Atom) and isinstance(axis.inner, Fixed)
-    )
-
-
 def _reader_gram(weight: Tensor, axes: tuple[Axis, ...], axis: Axis) -> Tensor:
     """W^T W over the units that a weight reads. Shapes: -> (n, n)."""
-    units = axis.outer.size if isinstance(axis, Product) else axis.size
+    units = next(leaf.size for leaf in axis.leaves() if isinstance(leaf, Atom))
     flat = weight.double().movedim(axes.index(axis), 0).reshape(units, -1)
     return flat @ flat.mT
 
@@ -198,7 +201,7 @@ def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generat
         PlanError: for sizes below what is there, or not a multiple of it where a norm runs over the units.
     """
     edits = []
-    normed = _normed(spec)
+    normed = normed_spaces(spec)
     for space, size in sizes.items():
         old = spec.sizes.get(space, 0)
         if size < old or old == 0:
@@ -215,8 +218,8 @@ def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generat
     return Plan(tuple(edits), fingerprint(spec))
 
 
-def _normed(spec: SymmetrySpec) -> set[str]:
-    """Spaces with a norm over their units: it has a gain and no running statistics."""
+def normed_spaces(spec: SymmetrySpec) -> set[str]:
+    """Spaces with a norm over their units, told by a gain beside which there are no running statistics."""
     running = {name.rpartition(".")[0] for name, info in spec.tensors.items() if info.kind == "norm.running_mean"}
     found = set()
     for name, info in spec.tensors.items():
@@ -241,7 +244,7 @@ def to_sizes(spec: SymmetrySpec, ratio: float, spaces: tuple[str, ...] | None = 
     if not 0 < ratio < math.inf:
         raise PlanError(f"width {ratio}, expected a positive number", hint="0.5 halves, 2 doubles")
     chosen = resizable(spec) if spaces is None else spaces
-    known, normed = {space.name: space.size for space in spec.spaces}, _normed(spec)
+    known, normed = {space.name: space.size for space in spec.spaces}, normed_spaces(spec)
     missing = [space for space in chosen if space not in known]
     if missing:
         raise PlanError(f"no space {missing[0]!r:.80}", hint="the network has " + ", ".join(known))

@@ -9,7 +9,7 @@ mixed, each position a sample), attention (heads and units), and recurrent layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,11 @@ from metanet.errors import PlanError
 from metanet.morph.edits import SpaceEdit
 from metanet.morph.moments import Moments, features, joint_moments
 from metanet.morph.resize import Resizing, resize, resized_spec
-from symmetry import SymmetrySpec
+from symmetry import Atom, Fixed, Product, SymmetrySpec
 from symmetry.action import leaf_name
 from symmetry.spaces import Axis
 
-__all__ = ["Compensation", "compensate", "obs_order", "readers"]
+__all__ = ["Compensation", "compensate", "bias_of", "obs_order", "readers", "reads_alone"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,13 @@ def readers(spec: SymmetrySpec, space: str) -> dict[str, Axis]:
             if role == "in" and info.tied_to is None and space in {leaf_name(leaf) for leaf in axis.leaves()}:
                 found[name] = axis
     return found
+
+
+def reads_alone(axis: Axis) -> bool:
+    """Whether an axis runs over the units of one space, and over nothing but positions besides."""
+    while isinstance(axis, Product) and isinstance(axis.inner, Fixed):
+        axis = axis.outer
+    return isinstance(axis, Atom)
 
 
 def compensate(
@@ -115,7 +122,7 @@ def compensate(
             skipped.append(name)
             continue
         rebuilt = _rebuild(moments, selection, compensation.ridge)
-        bias = _bias_of(name, target)
+        bias = bias_of(name, target)
         outer = 1 - dim  # a weight reads by one of its first two axes and writes by the other
         rows = _moved_index(before.axes[name][outer], changes, before)
         weight = state[name].double().index_select(outer, rows)
@@ -205,7 +212,7 @@ def _folded(
     return moved.movedim(-1, dim), shift
 
 
-def _bias_of(weight: str, state: Mapping[str, Tensor]) -> str | None:
+def bias_of(weight: str, names: Collection[str]) -> str | None:
     """The bias that stands beside a weight, by the names that torch gives them."""
     head, _, last = weight.rpartition(".")
     for old, new in (
@@ -216,7 +223,7 @@ def _bias_of(weight: str, state: Mapping[str, Tensor]) -> str | None:
     ):
         if last.startswith(old):
             name = f"{head}.{last.replace(old, new, 1)}" if head else last.replace(old, new, 1)
-            return name if name in state else None
+            return name if name in names else None
     return None
 
 

@@ -22,7 +22,7 @@ from metanet.morph.unrolled import unroll
 from symmetry import Fixed, Product
 from symmetry.spaces import Axis
 
-__all__ = ["Moments", "features", "joint_moments", "reader_inputs"]
+__all__ = ["Moments", "Watch", "features", "joint_moments", "reader_inputs", "watched"]
 
 _CONVOLUTIONS = (
     functional.conv1d,
@@ -56,7 +56,7 @@ class Moments:
     across: Tensor
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Notes what every linear map reads, by the name of its weight, in the order of the calls."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -102,7 +102,7 @@ def reader_inputs(model: nn.Module, arguments: Sequence[Any]) -> dict[str, list[
         each (..., features): features of a linear layer, channels of a convolution
     """
     state = model.state_dict(keep_vars=True)
-    watch = _Watch({id(tensor): name for name, tensor in reversed(state.items())})
+    watch = Watch({id(tensor): name for name, tensor in reversed(state.items())})
     with torch.no_grad(), watch:
         model(*arguments)
     return watch.seen
