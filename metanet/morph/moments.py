@@ -72,7 +72,7 @@ class Watch(TorchFunctionMode):
             name = self.names.get(id(weight))
             if name is not None:
                 # Channels last, whatever reads them.
-                x = given.detach()
+                x = given
                 self.seen.setdefault(name, []).append(
                     x if func is functional.linear else x.movedim(-weight.ndim + 1, -1)
                 )
