@@ -135,7 +135,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """
     seeds = sorted({row["seed"] for row in rows})
     lines = [
-        f"{'case':<11}{'variant':<30}"
+        f"{'case':<11}{'variant':<35}"
         + "".join(f"{f'seed {s}':>10}" for s in seeds)
         + f"{'mean':>10}{'spread':>10}{'ratio':>8}{'edit KL':>10}{'defect':>9}"
     ]
@@ -156,7 +156,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for name in names:
             cells = "".join(f"{value:>10.3g}" for value in values(name, metric))
             spread = statistics.stdev(values(name, metric)) if len(seeds) > 1 else 0.0
-            line = f"{case:<11}{name:<30}{cells}{means[name]:>10.3g}{spread:>10.2g}{means[name] / means[rival]:>8.2f}"
+            line = f"{case:<11}{name:<35}{cells}{means[name]:>10.3g}{spread:>10.2g}{means[name] / means[rival]:>8.2f}"
             for what, width in (("edit_kl", 10), ("defect", 9)):
                 told = values(name, what)
                 line += f"{abs(statistics.mean(told)):>{width}.1e}" if told else " " * (width - 1) + "-"
