@@ -53,9 +53,7 @@ class Steered(nn.Module):
 
     grid: Tensor
 
-    def __init__(
-        self, side: int, steps: int = 3, channels: int = 16, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, side: int, steps: int = 3, channels: int = 16, generator: torch.Generator | None = None) -> None:
         super().__init__()
         for name, value, least in (("side", side, 2), ("steps", steps, 1), ("channels", channels, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
