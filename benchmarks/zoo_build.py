@@ -4,13 +4,14 @@ Both variants train the same runs on the same minibatches, with the same first w
 process with the same number of threads and the same memory settings (those of the workers that build zoos). `vmap` is
 what `metanet zoo build` runs; `loop` is ordinary PyTorch: a module, an optimiser of torch.optim, backward, step, one
 network after another. Drawing first weights and minibatches is part of both; measuring accuracy is part of neither.
-The networks are drawn as in `zoo=digits_cnn` and `zoo=digits_mlp`: batch norm, residual blocks and all activations.
+The networks are drawn as in `zoo=digits_cnn`, `zoo=digits_mlp` and `zoo=digits_transformer`: norms, residual blocks,
+heads and all activations.
 
 The case `inr` fits SIRENs as in `zoo=mnist_inr` (2-32-32-1, pictures of 14x14 pixels): `by hand`, the backward pass
 that is written out in metanet.datasets.inr, which is what `metanet zoo build` runs; `vmap` with 256 networks at once,
 where it is fastest; and `loop`. All three end at the same errors, or the case fails.
 
-    python benchmarks/zoo_build.py [--quick] [--json FILE] [--threads N] [--cases cnn mlp inr]
+    python benchmarks/zoo_build.py [--quick] [--json FILE] [--threads N] [--cases cnn mlp transformer inr]
 
 With --json a run that was stopped goes on where it was.
 
@@ -47,7 +48,7 @@ from metanet.io import write_json_atomic
 
 SEEDS = (0, 1, 2)
 WANTED = 3.0
-CASES = ("cnn", "mlp", "inr")
+CASES = ("cnn", "mlp", "transformer", "inr")
 # Largest difference of a network's error between two ways to fit it, in decibel: they sum in different orders.
 AGREEMENT = 0.05
 Group = tuple[Architecture, list[RunSettings]]
@@ -139,7 +140,7 @@ def measure_inr(seed: int, quick: bool, data: ImageData) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     unit = "network-steps per second of the processor"
-    lines = [f"{'case':<6}{'seed':<8}{'by hand':>12}{'vmap':>12}{'loop':>12}{'ratio':>8}   {unit}"]
+    lines = [f"{'case':<14}{'seed':<8}{'by hand':>12}{'vmap':>12}{'loop':>12}{'ratio':>8}   {unit}"]
     for case in dict.fromkeys(row["case"] for row in rows):
         values = {(r["seed"], r["variant"]): r["value"] for r in rows if r["case"] == case}
         best = "by hand" if case == "inr" else "vmap"
@@ -148,13 +149,13 @@ def table(rows: Sequence[Row]) -> str:
             ratios.append(values[seed, best] / values[seed, "loop"])
             told = [values.get((seed, name)) for name in ("by hand", "vmap", "loop")]
             shown = "".join(f"{'-' if value is None else format(value, ',.0f'):>12}" for value in told)
-            lines.append(f"{case:<6}{seed:<8}{shown}{ratios[-1]:>8.2f}")
+            lines.append(f"{case:<14}{seed:<8}{shown}{ratios[-1]:>8.2f}")
         mean = statistics.mean(ratios)
         verdict = "as wanted" if mean >= WANTED else "below"
-        lines.append(f"{case:<6}{'mean':<8}{'':>36}{mean:>8.2f}   wanted {WANTED:.1f}: {verdict}")
+        lines.append(f"{case:<14}{'mean':<8}{'':>36}{mean:>8.2f}   wanted {WANTED:.1f}: {verdict}")
         if best == "by hand":
             over = statistics.mean(values[seed, best] / values[seed, "vmap"] for seed in SEEDS)
-            lines.append(f"{case:<6}{'':<44}{over:>8.2f}   over vmap")
+            lines.append(f"{case:<14}{'':<44}{over:>8.2f}   over vmap")
     return "\n".join(lines)
 
 
