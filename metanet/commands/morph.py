@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metanet.commands._morph_again import write_checked
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS, read_data
 from metanet.commands._terminal import count, print_json, share, table
@@ -113,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _refuse(arguments, told, limit)
     certificate = work.certificate(point.morph)
     if arguments.out is not None:
-        _write(arguments.out, work, point.morph, certificate)
+        architecture = work.checkpoint.architecture
+        write_checked(arguments.out, point.morph, architecture, certificate, work.scored, arguments)
     told |= {
         "out": None if arguments.out is None else str(arguments.out),
         "edit_error": point.morph.error,
@@ -300,67 +298,6 @@ def _is_map(module: nn.Module) -> bool:
     from torch import nn
 
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-
-def _write(out: Path, work: _Work, morph: Morph, certificate: Certificate) -> None:
-    """Write the folder; it gets its name only after a fresh process has read it and scored it alike."""
-    from metanet.errors import PlanError
-    from metanet.morph import save
-
-    out = out.absolute()
-    try:
-        room = tempfile.TemporaryDirectory(prefix=f".{out.name[:80]}.", dir=out.parent)
-    except OSError as error:
-        raise PlanError(f"cannot be made ({error.strerror})", where=out, hint="check the folder above it") from None
-    with room as folder:
-        made = save(Path(folder) / "morph", morph, work.checkpoint.architecture, certificate)
-        again = _scored_again(made, work)
-        first = certificate.preservation
-        pairs = ((first.error, again["error"]), (first.kl or 0.0, again["kl"] or 0.0))
-        if any(abs(one - other) > 1e-6 * max(1.0, abs(one)) for one, other in pairs):
-            told = f"error {again['error']:.3g} and KL {again['kl']}, not {first.error:.3g} and {first.kl}"
-            raise PlanError(f"read again it scores {told}", where=out, hint="nothing was written; please report this")
-        made.rename(out)
-
-
-def _scored_again(folder: Path, work: _Work) -> dict[str, Any]:
-    """Error and divergence of the folder's network, as a fresh process sees it."""
-    import torch
-
-    from metanet.errors import PlanError, clean
-    from metanet.score import ProbeInputs
-
-    scored = work.scored
-    inputs = list(scored.tensors()) if isinstance(scored, ProbeInputs) else [scored]
-    with tempfile.TemporaryDirectory() as room:
-        stored = Path(room) / "inputs.pt"
-        torch.save(inputs, stored)
-        request = {
-            "folder": str(folder),
-            "file": str(work.arguments.file.absolute()),
-            "inputs": str(stored),
-            "architecture": None
-            if work.arguments.architecture is None
-            else str(work.arguments.architecture.absolute()),
-            "factory": work.arguments.factory,
-            "activation": work.arguments.activation,
-            "key": work.arguments.key,
-            "seed": work.arguments.seed,
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "metanet.commands._morph_again"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PlanError(
-            f"cannot be read again: {clean(last, 200)}", where=work.arguments.out, hint="nothing was written"
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _facts(point: Point) -> dict[str, Any]:

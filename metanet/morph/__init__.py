@@ -4,11 +4,13 @@ from metanet.morph.apply import Morph, Record, apply, undo
 from metanet.morph.choose import importance, narrow, narrow_by_obs, resizable, to_sizes, widen
 from metanet.morph.compensate import Compensation, obs_order
 from metanet.morph.cost import Cost, cost
-from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, Permute, Rescale, SpaceEdit, StateEdit, Widen
+from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, SpaceEdit, StateEdit, Widen
 from metanet.morph.folder import open_folder, restore, save, undo_folder
+from metanet.morph.forms import ConvToLinear, Factorise, Join
+from metanet.morph.moves import Permute, Rescale
 from metanet.morph.norms import Fold, recalibrate
 from metanet.morph.plan import Plan
-from metanet.morph.structure import ConvToLinear, Deepen, Drop, Factorise, Insert, Join, Swap
+from metanet.morph.structure import Deepen, Drop, Insert, Swap
 
 __all__ = [
     "Compensation",

@@ -25,12 +25,11 @@ __all__ = [
     "Keep",
     "Merge",
     "ModuleEdit",
-    "Permute",
-    "Rescale",
     "SpaceEdit",
     "StateEdit",
     "Widen",
     "edit_from_json",
+    "units_of",
 ]
 
 _KINDS: dict[str, type[Edit]] = {}
@@ -155,7 +154,7 @@ class Widen(SpaceEdit):
 
     def resizing(self, spec: SymmetrySpec) -> Resizing:
         """See :meth:`SpaceEdit.resizing`."""
-        source, size = _units(spec, self.space, self.source), spec.sizes[self.space]
+        source, size = units_of(spec, self.space, self.source), spec.sizes[self.space]
         count = torch.zeros(*source.shape[:-1], size, dtype=torch.float64)
         count.scatter_add_(-1, source, torch.ones_like(source, dtype=torch.float64))
         if bool((count == 0).any()):
@@ -196,7 +195,7 @@ class Keep(SpaceEdit):
 
     def resizing(self, spec: SymmetrySpec) -> Resizing:
         """See :meth:`SpaceEdit.resizing`."""
-        units = _units(spec, self.space, self.units)
+        units = units_of(spec, self.space, self.units)
         if any(len(set(row)) != len(row) for row in units.reshape(-1, units.shape[-1]).tolist()):
             raise PlanError(f"keep {self.space!r}: a unit is named twice", hint="use widen to copy units")
         return Resizing(self.space, units)
@@ -253,69 +252,6 @@ class Merge(SpaceEdit):
         return f"merge {self.space} into {len(self.groups)} units"
 
 
-@dataclass(frozen=True)
-class Permute(StateEdit):
-    """Bring the units of one space into another order.
-
-    Args:
-        space: which.
-        order: for each place the old unit that stands there afterwards.
-    """
-
-    space: str
-    order: Sequence[Any]
-    kind = "permute"
-
-    def element(self, spec: SymmetrySpec) -> GroupElement:
-        """See :meth:`StateEdit.element`."""
-        neutral = spec.identity()
-        order = _units(spec, self.space, self.order)
-        if self.space not in neutral.permutations:
-            matrix = torch.eye(spec.sizes[self.space], dtype=torch.float64)[order]
-            return _element(neutral, matrices={**neutral.matrices, self.space: matrix})
-        if order.shape[-1] != spec.sizes[self.space] or any(
-            sorted(row) != list(range(len(row))) for row in order.reshape(-1, order.shape[-1]).tolist()
-        ):
-            raise PlanError(f"permute {self.space!r}: each of its units must occur once in the order")
-        return _element(neutral, permutations={**neutral.permutations, self.space: order})
-
-    def __str__(self) -> str:
-        return f"permute {self.space}"
-
-
-@dataclass(frozen=True)
-class Rescale(StateEdit):
-    """Multiply units by numbers, which their readers take back.
-
-    Args:
-        factor: name of a scale factor of the spec.
-        scales: positive numbers, one per unit.
-    """
-
-    factor: str
-    scales: Sequence[Any]
-    kind = "rescale"
-
-    def element(self, spec: SymmetrySpec) -> GroupElement:
-        """See :meth:`StateEdit.element`."""
-        neutral = spec.identity()
-        if self.factor not in neutral.log_scales:
-            known = ", ".join(list(neutral.log_scales)[:6]) or "none"
-            raise PlanError(f"no scale factor {self.factor!r}", hint=f"the network has {known}")
-        scales = torch.tensor(self.scales, dtype=torch.float64)
-        expected = neutral.log_scales[self.factor].shape
-        if scales.shape != expected or not bool((scales > 0).all()) or not bool(scales.isfinite().all()):
-            raise PlanError(f"rescale {self.factor!r}: expected {tuple(expected)} positive numbers")
-        return _element(neutral, log_scales={**neutral.log_scales, self.factor: scales.log()})
-
-    def __str__(self) -> str:
-        return f"rescale {self.factor}"
-
-
-def _element(neutral: GroupElement, **changed: Any) -> GroupElement:
-    return GroupElement(**{**vars(neutral), **changed})
-
-
 def _size(spec: SymmetrySpec, space: str) -> int:
     if space not in {known.name for known in spec.spaces}:
         names = [known.name for known in spec.spaces]
@@ -324,7 +260,7 @@ def _size(spec: SymmetrySpec, space: str) -> int:
     return spec.sizes[space]
 
 
-def _units(spec: SymmetrySpec, space: str, given: Sequence[Any]) -> Tensor:
+def units_of(spec: SymmetrySpec, space: str, given: Sequence[Any]) -> Tensor:
     """Units as an array of the space's shape; one list serves all units of the spaces around it."""
     size, outer = _size(spec, space), spec.array_shape(space)[:-1]
     try:
