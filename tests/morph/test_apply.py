@@ -168,7 +168,7 @@ def test_undo_does_not_need_the_old_weights() -> None:
 def test_float32_is_rounded_once() -> None:
     model, inputs, spec = network("mlp relu")
     model, inputs = model.float(), tuple(item.float() for item in inputs)
-    result = morph.apply(Widen("0", [0, 1, 2, 3, 0, 0]), model, inputs, spec=spec)
+    result = morph.apply(Widen("0", [0, 1, 2, 3] * 3), model, inputs, spec=spec)
     assert result.error <= EXACT  # the edit
     assert 0 < result.stored_error < 1e-6  # thirds are no numbers of float32
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
