@@ -96,17 +96,19 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["mnist_cnn", "mixed"], help="zoos, by their configuration")
     parser.add_argument("--zoos", type=Path, help="where the zoos lie (FOLDER/zoos); missing ones are built there")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-gauge"), help="where results are kept")
+    parser.add_argument("--epochs", type=int, default=40, help="of training; results of other numbers stand apart")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", metavar="N", type=int, help="processor cores that zoos are built with (all)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases, seeds = (["digits_cnn"], [0]) if arguments.quick else (arguments.cases, arguments.seeds)
     suffix = "-quick" if arguments.quick else ""
+    epochs = 8 if arguments.quick else arguments.epochs
     rows: list[dict[str, Any]] = []
     items: dict[str, list[PropertyItem]] = {}
     order = [(case, seed, variant) for case in cases for seed in seeds for variant in VARIANTS]
     for case, seed, variant in tqdm(order, desc="gauge", file=sys.stderr, disable=not sys.stderr.isatty()):
-        folder = arguments.folder / f"{case}{suffix}"
+        folder = arguments.folder / f"{case}{suffix}{'' if epochs in (8, 40) else f'-{epochs}'}"
         folder.mkdir(parents=True, exist_ok=True)
         done = folder / f"{seed}-{variant}.json"
         if not done.exists():
@@ -114,7 +116,7 @@ def main() -> None:
                 place = (arguments.zoos or arguments.folder / "zoos") / f"{case}{suffix}"
                 overrides = QUICK_ZOO if arguments.quick else ()
                 items[case] = list(zoo_items(zoo_of(case, place, overrides, arguments.threads), COLUMN))
-            value = run_variant(items[case], seed, variant, 8 if arguments.quick else 40)
+            value = run_variant(items[case], seed, variant, epochs)
             write_json_atomic(done, value)
             print(f"{case} seed {seed} {variant}: {value}", file=sys.stderr, flush=True)
         row = {"benchmark": "gauge", "case": case, "variant": variant, "seed": seed}
