@@ -195,7 +195,10 @@ def averaged(
     share = float(((true - b) * (a - b)).sum() / (a - b).square().sum().clamp(min=1e-12))
     share = min(max(share, 0.0), 1.0)
     mixed = [
-        {name: share * one[name].double() + (1 - share) * value.double() for name, value in two.items()}
+        {
+            name: share * one[name].double().reshape(value.shape) + (1 - share) * value.double()
+            for name, value in two.items()
+        }
         for one, two in zip(ours, theirs, strict=True)
     ]
     return mixed, share
