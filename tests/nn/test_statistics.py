@@ -8,6 +8,7 @@ import torch
 from metanet.errors import ModelError
 from metanet.graph import ParameterGraph, collate
 from metanet.nn import STATISTICS, layer_statistics
+from metanet.nn.spectra import _singular_values
 from symmetry import Fixed
 from tests.graph.specs import SPECS, linear, make_spec, mlp, norm, random_state
 
@@ -116,3 +117,12 @@ def test_weights_that_are_not_finite_are_refused():
     state["layers.0.bias"][0] = float("nan")
     with pytest.raises(ModelError, match=r"graph 0: tensor 'layers\.0\.bias'"):
         layer_statistics(ParameterGraph.build(spec, state))
+
+
+@pytest.mark.parametrize("shape", [(2, 130, 200), (1, 200, 129)])
+def test_singular_values_of_large_matrices(shape: tuple[int, ...]) -> None:
+    """They take another way, which must give the same numbers, those of rank-deficient matrices included."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix[..., :40] = matrix[..., 40:80]
+    expected = torch.linalg.svdvals(matrix)
+    assert torch.allclose(_singular_values(matrix), expected, rtol=1e-6, atol=3e-8 * float(expected.max()))
