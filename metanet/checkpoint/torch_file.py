@@ -10,6 +10,7 @@ import io
 import mmap
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -216,7 +217,10 @@ def read_torch(file: BinaryIO, name: Path, size: int, key: str | None = None, pl
         raise error.within(name) from None
     file.seek(0)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of another protocol torch reads what it can and refuses the rest; both readings are compared below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = clean(str(error).split("\n", 1)[0], 160)
         raise CheckpointError(f"torch cannot read it ({reason})", file=name, hint="save the file again") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import metanet
@@ -82,6 +82,7 @@ def test_any_damage(kind: str, tmp_path: Path) -> None:
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(damages(len(FILES[kind])))
+    @example([("write", 138, b"\x00")])  # another pickle protocol, where the file is a legacy one
     def check(changes: list[tuple[str, int, bytes]]) -> None:
         path.write_bytes(_apply(FILES[kind], changes))
         try:
