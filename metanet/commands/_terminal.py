@@ -33,9 +33,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], indent: str = "
     right = [kind == {True} for kind in kinds]
 
     def line(cells: Sequence[str]) -> str:
-        return indent + "  ".join(
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
-        ).rstrip()
+        return (
+            indent
+            + "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)).rstrip()
+        )
 
     return "\n".join([line(list(columns)), *(line(row) for row in text)])
 
@@ -71,6 +72,14 @@ def share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} given, expected a number from 0 to 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 1 or more")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from metanet.commands._morph_again import write_checked
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS, read_data
-from metanet.commands._terminal import count, print_json, share, table
+from metanet.commands._terminal import count, positive, print_json, share, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,14 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", metavar="N", type=positive, help="only the first N inputs")
     parser.add_argument("--seed", metavar="N", type=count, default=0, help="of everything that is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 1 or more")
-    return value
 
 
 def ratio(text: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS, read_data
-from metanet.commands._terminal import count, print_json, share, table
+from metanet.commands._terminal import count, positive, print_json, share, table
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Checkpoint
@@ -69,14 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="fail below this agreement")
     parser.add_argument("--max-kl", metavar="NATS", type=float, help="fail above this divergence")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 1 or more")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,11 +14,12 @@ import symmetry
 from metanet.errors import PlanError
 from metanet.morph.compensate import Compensation, compensate
 from metanet.morph.edits import Edit, ModuleEdit, SpaceEdit, StateEdit
-from metanet.morph.function import TOLERANCE, Function, doubled
+from metanet.morph.function import TOLERANCE, Function
 from metanet.morph.modules import put_tensors, rebuild
 from metanet.morph.norms import recalibrate
 from metanet.morph.plan import Plan, fingerprint
 from metanet.morph.resize import resize, resized_spec
+from metanet.morph.running import doubled
 from metanet.morph.undo import Difference, Step, difference, restore_state
 from symmetry import SymmetrySpec, TraceError
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from metanet.errors import PlanError
 
@@ -119,8 +118,3 @@ def identity_map(layer: nn.Module, units: int) -> nn.Module:
         made.weight.copy_(torch.eye(units).reshape(units, units, *[1] * (made.weight.ndim - 2)))
         made.bias.zero_()
     return made
-
-
-def is_nonnegative(x: Tensor) -> bool:
-    """Whether relu leaves a tensor alone."""
-    return bool(torch.equal(functional.relu(x), x))

@@ -14,13 +14,13 @@ from metanet.morph.compensate import obs_order, readers, reads_alone
 from metanet.morph.edits import Keep, SpaceEdit, Widen
 from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
+from metanet.morph.resize import size_of
 from symmetry import Atom, SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
 from symmetry.spaces import Axis
 
 __all__ = [
     "CRITERIA",
-    "DATA_CRITERION",
     "importance",
     "narrow",
     "narrow_by_obs",
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 CRITERIA = ("l2", "l1", "group_l2", "random", "first")
-DATA_CRITERION = "obs"
 
 
 def resizable(spec: SymmetrySpec) -> tuple[str, ...]:
@@ -65,8 +64,7 @@ def importance(
     """
     if criterion not in CRITERIA:
         raise PlanError(f"unknown criterion {criterion!r:.60}", hint="known: " + ", ".join(CRITERIA))
-    if space not in {known.name for known in spec.spaces}:
-        raise PlanError(f"no space {space!r:.80}", hint="the network has " + ", ".join(s.name for s in spec.spaces))
+    size_of(spec, space)
     shape = spec.array_shape(space)
     if criterion == "random":
         generator = generator or torch.Generator().manual_seed(0)
@@ -182,11 +180,8 @@ def _reader_gram(weight: Tensor, axes: tuple[Axis, ...], axis: Axis) -> Tensor:
 
 
 def _check_size(spec: SymmetrySpec, space: str, size: int) -> None:
-    known = {found.name: found.size for found in spec.spaces}
-    if space not in known:
-        raise PlanError(f"no space {space!r:.80}", hint="the network has " + ", ".join(known))
-    if not 1 <= size <= known[space]:
-        raise PlanError(f"{size} units of {space!r}, expected 1 to {known[space]}")
+    if not 1 <= size <= size_of(spec, space):
+        raise PlanError(f"{size} units of {space!r}, expected 1 to {size_of(spec, space)}")
 
 
 def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> Plan:
@@ -244,10 +239,7 @@ def to_sizes(spec: SymmetrySpec, ratio: float, spaces: tuple[str, ...] | None = 
     if not 0 < ratio < math.inf:
         raise PlanError(f"width {ratio}, expected a positive number", hint="0.5 halves, 2 doubles")
     chosen = resizable(spec) if spaces is None else spaces
-    known, normed = {space.name: space.size for space in spec.spaces}, normed_spaces(spec)
-    missing = [space for space in chosen if space not in known]
-    if missing:
-        raise PlanError(f"no space {missing[0]!r:.80}", hint="the network has " + ", ".join(known))
+    known, normed = {space: size_of(spec, space) for space in chosen}, normed_spaces(spec)
     found = {}
     for space in chosen:
         size = max(1, round(ratio * known[space]))

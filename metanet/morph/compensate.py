@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metanet.errors import PlanError
 from metanet.morph.edits import SpaceEdit
 from metanet.morph.moments import Moments, features, joint_moments
-from metanet.morph.resize import Resizing, resize, resized_spec
+from metanet.morph.resize import Resizing, resize, resized_spec, size_of
 from symmetry import Atom, Fixed, Product, SymmetrySpec
 from symmetry.action import leaf_name
 from symmetry.spaces import Axis
@@ -60,8 +60,7 @@ def readers(spec: SymmetrySpec, space: str) -> dict[str, Axis]:
     Raises:
         PlanError: if the space does not exist.
     """
-    if space not in {known.name for known in spec.spaces}:
-        raise PlanError(f"no space {space!r:.80}", hint="the network has " + ", ".join(s.name for s in spec.spaces))
+    size_of(spec, space)
     found = {}
     for name, info in spec.tensors.items():
         for axis, role in zip(spec.axes[name], info.roles, strict=False):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError, clean
-from metanet.morph.resize import Resizing
+from metanet.morph.resize import Resizing, size_of
 from symmetry import GroupElement, SymmetrySpec
 
 __all__ = [
@@ -227,7 +227,7 @@ class Merge(SpaceEdit):
 
     def resizing(self, spec: SymmetrySpec) -> Resizing:
         """See :meth:`SpaceEdit.resizing`."""
-        size = _size(spec, self.space)
+        size = size_of(spec, self.space)
         if spec.within.get(self.space):
             raise PlanError(f"merge {self.space!r}: lies within other spaces", hint="merge the units of plain spaces")
         listed = [unit for group in self.groups for unit in group]
@@ -252,17 +252,9 @@ class Merge(SpaceEdit):
         return f"merge {self.space} into {len(self.groups)} units"
 
 
-def _size(spec: SymmetrySpec, space: str) -> int:
-    if space not in {known.name for known in spec.spaces}:
-        names = [known.name for known in spec.spaces]
-        shown = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-        raise PlanError(f"no space {clean(repr(space), 80)}", hint=f"the network has {shown or 'none'}")
-    return spec.sizes[space]
-
-
 def units_of(spec: SymmetrySpec, space: str, given: Sequence[Any]) -> Tensor:
     """Units as an array of the space's shape; one list serves all units of the spaces around it."""
-    size, outer = _size(spec, space), spec.array_shape(space)[:-1]
+    size, outer = size_of(spec, space), spec.array_shape(space)[:-1]
     try:
         units = torch.tensor(given)
     except (TypeError, ValueError) as error:

@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from metanet.errors import PlanError
 from metanet.morph.modules import put_tensors
+from metanet.morph.running import doubled
 from symmetry import SymmetrySpec
 from symmetry.verify import generic_state
 
-__all__ = ["TOLERANCE", "Function", "doubled", "outputs"]
+__all__ = ["TOLERANCE", "Function", "outputs"]
 
 TOLERANCE = 1e-10
 
@@ -65,14 +66,6 @@ class Function:
         if found.shape != self.reference.shape or not bool(found.isfinite().all()):
             return float("inf")
         return float((found - self.reference).abs().max()) / self.spread
-
-
-def doubled(example_inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """The same inputs, floating point ones in float64."""
-    return tuple(
-        item.to(torch.float64) if isinstance(item, Tensor) and item.is_floating_point() else item
-        for item in example_inputs
-    )
 
 
 def _drawn(example_inputs: Sequence[Any], generator: torch.Generator) -> tuple[Any, ...]:

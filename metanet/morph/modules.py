@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from metanet.errors import PlanError
 from metanet.morph.attention import FreeAttention, free_heads
+from metanet.morph.running import evaluating
 from symmetry import Concat, Product, SymmetrySpec
 from symmetry.spaces import Axis
 
@@ -74,14 +75,8 @@ def rebuild(
 
 def output_shapes(model: nn.Module, example_inputs: Sequence[Any]) -> list[tuple[int, ...]]:
     """The shapes of all output tensors, in eval mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            out = model(*example_inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        out = model(*example_inputs)
     return [tuple(leaf.shape) for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
 
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from metanet.errors import PlanError
 from metanet.morph.attention import FreeAttention, free_heads
+from metanet.morph.running import doubled
 from metanet.morph.unrolled import unroll
 from symmetry import Fixed, Product
 from symmetry.spaces import Axis
@@ -161,9 +162,7 @@ def joint_moments(
     b = a if new is old else watched(new)
     sums = {name: _Sums() for name in axes}
     for batch in batches:
-        arguments = tuple(
-            item.double() if isinstance(item, Tensor) and item.is_floating_point() else item for item in batch
-        )
+        arguments = doubled(batch)
         first = reader_inputs(a, arguments)
         second = first if b is a else reader_inputs(b, arguments)
         for name, (before, after) in axes.items():

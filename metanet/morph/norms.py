@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metanet.errors import PlanError
 from metanet.morph.edits import ModuleEdit
+from metanet.morph.running import evaluating
 from metanet.morph.structure import find, replace_module
 
 __all__ = ["Fold", "recalibrate"]
@@ -125,16 +126,12 @@ def _calls(model: nn.Module, example_inputs: Sequence[Any]) -> list[_Call]:
         for module in model.modules()
         if not any(True for _ in module.children())
     ]
-    modes = {inner: inner.training for inner in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             model(*example_inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for inner, mode in modes.items():
-            inner.training = mode
     return found
 
 
@@ -155,23 +152,19 @@ def recalibrate(model: nn.Module, batches: Iterable[Sequence[Any]]) -> int:
     norms = [norm for norm in norms if norm.running_mean is not None]
     old = [(norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum) for norm in norms]
     kept: list[list[Tensor]] = [[value.clone() for value in values[:3] if isinstance(value, Tensor)] for values in old]
-    modes = {inner: inner.training for inner in model.modules()}
-    model.eval()
     seen = 0
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch then averages over all batches with equal weight
-            norm.train()
-        with torch.no_grad():
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch then averages over all batches with equal weight
+                norm.train()
             for batch in batches:
                 model(*batch)
                 seen += 1
     finally:
         for norm, values in zip(norms, old, strict=True):
             norm.momentum = values[3]
-        for inner, mode in modes.items():
-            inner.training = mode
         bad = not seen or any(not bool(norm.running_var.isfinite().all()) for norm in norms)  # type: ignore[union-attr]
         if bad:
             for norm, saved in zip(norms, kept, strict=True):

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metanet.errors import PlanError
+from metanet.errors import PlanError, clean
 from symmetry import Atom, Axis, Concat, Fixed, NeuronSpace, Product, SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
 from symmetry.spaces import blocks
 
-__all__ = ["Resizing", "resize", "resized_spec"]
+__all__ = ["Resizing", "resize", "resized_spec", "size_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +134,21 @@ def _along(values: Tensor, outer: list[int], dim: int, change: Resizing, reads: 
     return moved.reshape(*lead[:-1], change.size, *rest).movedim(places, [*outer, dim])
 
 
+def size_of(spec: SymmetrySpec, space: str) -> int:
+    """How many units a space has.
+
+    Raises:
+        PlanError: if there is no such space; it names those that there are.
+    """
+    known = {found.name: found.size for found in spec.spaces}
+    if space not in known:
+        shown = ", ".join(list(known)[:8]) + (f", ... ({len(known)} in all)" if len(known) > 8 else "")
+        raise PlanError(f"no space {clean(repr(space), 80)}", hint=f"the network has {shown or 'none'}")
+    return known[space]
+
+
 def _check(spec: SymmetrySpec, change: Resizing) -> None:
-    if change.space not in spec.sizes or change.space not in {space.name for space in spec.spaces}:
-        known = ", ".join(space.name for space in spec.spaces)
-        raise PlanError(f"no space {change.space!r}", hint=f"the network has {known or 'no spaces'}")
+    size = size_of(spec, change.space)
     expected = (*spec.array_shape(change.space)[:-1], change.size)
     if tuple(change.source.shape) != expected or change.size < 1:
         raise PlanError(
@@ -145,7 +156,6 @@ def _check(spec: SymmetrySpec, change: Resizing) -> None:
             f"{tuple(expected[:-1])} in front of at least one unit",
             hint="a space inside other spaces (units of heads) takes one list per unit of those",
         )
-    size = spec.sizes[change.space]
     bad = (change.source < 0) | (change.source >= size)
     if bool(bad.any()):
         raise PlanError(

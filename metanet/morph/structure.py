@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metanet.errors import PlanError, clean
 from metanet.morph.blocks import Pass, Residual, activation, identity_map, same_kind_of_map
 from metanet.morph.edits import ModuleEdit
+from metanet.morph.running import evaluating
 
 __all__ = ["Deepen", "Drop", "Insert", "Swap", "find", "observe", "replace_module"]
 
@@ -53,15 +54,11 @@ def observe(model: nn.Module, path: str, example_inputs: Sequence[Any]) -> tuple
     module = find(model, path)
     seen: list[tuple[Any, Any]] = []
     handle = module.register_forward_hook(lambda _, given, out: seen.append((given, out)))
-    modes = {inner: inner.training for inner in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             model(*example_inputs)
     finally:
         handle.remove()
-        for inner, mode in modes.items():
-            inner.training = mode
     if not seen:
         raise PlanError("is never called as a module", where=path, hint="its tensors are read in another way")
     given, out = seen[-1]
