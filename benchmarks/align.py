@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -289,15 +289,6 @@ def table(rows: list[Row]) -> str:
                 verdict = f"   {ratio:.2f} of plain: {'as wanted' if ratio <= 1 else 'above'}"
             lines.append(f"{case:<7}{variant:<20}{''.join(cells)}{verdict}")
     return "\n".join(lines)
-
-
-def machine(threads: int) -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{model}, {os.cpu_count()} cores, {threads} thread(s); {versions}"
 
 
 def main() -> None:

@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from property_ways import COLUMN, QUICK_ZOO, SEEDS, data_of, machine, zoo_of
+from machine import machine
+from property_ways import COLUMN, QUICK_ZOO, SEEDS, data_of, zoo_of
 from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items

@@ -32,8 +32,6 @@ import argparse
 import copy
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -46,6 +44,7 @@ import inr_edits
 import nfn_runner
 import numpy as np
 import torch
+from machine import machine
 from torch import nn
 from tqdm import tqdm
 
@@ -289,12 +288,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{max(values['changed']):>9.0f}"
             )
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """What the numbers were measured on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s); {versions}"
 
 
 def main() -> None:

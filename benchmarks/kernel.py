@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -42,6 +40,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kernel_forms as forms
 import kernel_subjects as subjects
+from machine import machine
 
 SEEDS = (0, 1, 2)
 ROUNDS = 4
@@ -171,15 +170,6 @@ def scale_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{peak_mb:>9.0f}" + ("" if size < 64 else "  as wanted" if peak_mb < 8192 else "  NOT under 8 GB")
             )
     return "\n".join(lines)
-
-
-def machine() -> str:
-    model, cpuinfo = platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    load = f"load {os.getloadavg()[0]:.1f}"
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), {load}; {versions}"
 
 
 def main() -> None:

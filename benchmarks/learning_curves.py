@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from property_ways import COLUMN, QUICK_ZOO, SEEDS, machine, methods, zoo_of
+from machine import machine
+from property_ways import COLUMN, QUICK_ZOO, SEEDS, methods, zoo_of
 from tqdm import tqdm
 
 from metanet.commands._zoo_data import zoo_items

@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from property_ways import QUICK_ZOO, SEEDS, machine, zoo_of
+from machine import machine
+from property_ways import QUICK_ZOO, SEEDS, zoo_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

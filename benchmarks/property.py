@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from property_ways import (
     COLUMN,
     METANETS,
@@ -51,7 +52,6 @@ from property_ways import (
     SEEDS,
     TREES,
     Split,
-    machine,
     methods,
     nfn_result,
     retold,

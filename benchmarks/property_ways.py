@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,9 +194,3 @@ def methods(
         most = 5 if quick else NFN_EPOCHS
         found["nfn"] = lambda task, data, seed: nfn_result(task, data, seed, nfn_python, most, nfn_rates)
     return found
-
-
-def machine() -> str:
-    """What the numbers were measured on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s); {versions}"

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +30,7 @@ from typing import Any
 
 import quasi_jobs as jobs
 import torch
+from machine import machine
 from quasi_forms import equalised
 from quasi_reader import PROBES, Variant, balanced
 from quasi_rivals import rivals
@@ -166,12 +165,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         met = [f"{v} {r:.2f} ({'met' if r <= WANTED[case] else 'NOT met'})" for v, r in ratios.items()]
         lines.append(f"{case:<11}against {rival}, wanted at most {WANTED[case]}: {', '.join(met)}; best {best}")
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """What the numbers were measured on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s); {versions}"
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from machine import machine
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -125,12 +124,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             line += f"{means[0]:>16.3f}{f'{means[1]:.2f} to {means[2]:.2f}':>18}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """What the numbers were measured on."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s); {versions}"
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ Wanted: at once 5 times the pairs per second of the loop, for small networks.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor
 from tqdm import tqdm
 
@@ -145,15 +144,6 @@ def table(rows: Sequence[Row]) -> str:
         rates = "".join(f"{mean:>10,.0f}" for mean in means)
         lines.append(f"{case:<42}{rates}{statistics.mean(ratios):>8.1f}  {shown}  {verdict}")
     return "\n".join(lines)
-
-
-def machine(threads: int, device: torch.device) -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread(s)"
-    return f"{model}, {os.cpu_count()} cores, {where}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def main() -> None:

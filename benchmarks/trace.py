@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -166,7 +165,7 @@ def main() -> int:
                     "value": value,
                 }
             )
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads; torch {torch.__version__}")
+    print(machine(arguments.threads))
     metrics = ("nodes", "export_s", "analysis_s", "us_per_node", "memory_gb", "act_s")
     print(f"{'case':14}" + "".join(f"{metric:>14}" for metric in metrics) + "   median of " + str(len(seeds)))
     for case in cases:

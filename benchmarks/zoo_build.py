@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 import zoo_build_inr as inr
+from machine import machine
 from tqdm import tqdm
 
 from metanet.checkpoint import Architecture
@@ -157,15 +157,6 @@ def table(rows: Sequence[Row]) -> str:
             over = statistics.mean(values[seed, best] / values[seed, "vmap"] for seed in SEEDS)
             lines.append(f"{case:<14}{'':<44}{over:>8.2f}   over vmap")
     return "\n".join(lines)
-
-
-def machine(threads: int) -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{model}, {os.cpu_count()} cores, {threads} thread(s); {versions}"
 
 
 def main() -> None:

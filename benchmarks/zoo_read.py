@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor
 from tqdm import tqdm
 
@@ -127,7 +127,7 @@ def main() -> None:
             rows += [{**shared, "metric": metric, "value": found[metric]} for metric in ("read_s", "memory_mb")]
     if any(len(found) != 1 for found in digests.values()):
         raise SystemExit("the two ways do not give the same numbers")
-    print(f"{platform.machine()}, one thread; Python {platform.python_version()}, torch {torch.__version__}")
+    print(machine())
     print(
         f"{count:,} networks\n{'case':<10}{'variant':<14}{'seconds':>10}{'from':>8}{'to':>8}{'MB more':>10}{'times':>8}"
     )
