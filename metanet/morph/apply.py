@@ -18,6 +18,7 @@ from metanet.morph.function import TOLERANCE, Function
 from metanet.morph.modules import put_tensors, rebuild
 from metanet.morph.norms import recalibrate
 from metanet.morph.plan import Plan, fingerprint
+from metanet.morph.rebuilding import Rebuilding
 from metanet.morph.resize import resize, resized_spec
 from metanet.morph.running import doubled
 from metanet.morph.undo import Difference, Step, difference, restore_state
@@ -35,12 +36,14 @@ class Record:
         parameters: of the network before and after, buffers included.
         error: largest change of any output over the spread between networks, in float64.
         exact: whether they claim to be exact.
+        rebuilt: what dropped units were rebuilt from, for each reader that was refitted.
     """
 
     edits: tuple[Edit, ...]
     parameters: tuple[int, int]
     error: float
     exact: bool
+    rebuilt: tuple[Rebuilding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +131,10 @@ def apply(
     work, here, function = wide, found, first
     for stage in replay(plan, wide, inputs, found):
         spaces = [edit for edit in stage.edits if isinstance(edit, SpaceEdit)]
+        rebuilt: list[Rebuilding] = []
         if compensation is not None and spaces:
-            skipped += compensate(work, stage.model, here, spaces, compensation)
+            rebuilt, missed = compensate(work, stage.model, here, spaces, compensation)
+            skipped += missed
         error, group = function.error(stage.model), stage.edits
         exact = all(edit.exact for edit in group)
         if exact and error > TOLERANCE and not approximate:
@@ -138,7 +143,7 @@ def apply(
                 + _reason(stage.model, stage.spec, group),
                 hint="choose another edit, or pass approximate=True",
             )
-        records.append(Record(group, (_count(work), _count(stage.model)), error, exact))
+        records.append(Record(group, (_count(work), _count(stage.model)), error, exact, tuple(rebuilt)))
         work, here = stage.model, stage.spec
         steps += stage.steps
         function = Function(work, inputs, here)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metanet.errors import PlanError
 from metanet.morph.edits import SpaceEdit
 from metanet.morph.moments import Moments, features, joint_moments
+from metanet.morph.rebuilding import Rebuilding, rebuilding
 from metanet.morph.resize import Resizing, resize, resized_spec, size_of
 from symmetry import Atom, Fixed, Product, SymmetrySpec
 from symmetry.action import leaf_name
@@ -82,7 +83,7 @@ def compensate(
     before: SymmetrySpec,
     edits: Sequence[SpaceEdit],
     compensation: Compensation,
-) -> list[str]:
+) -> tuple[list[Rebuilding], list[str]]:
     """Refit the readers of all spaces from which units were dropped, in place, in the order of the data.
 
     Args:
@@ -93,7 +94,8 @@ def compensate(
         compensation: how.
 
     Returns:
-        The weights that could not be refitted, because what they read cannot be watched.
+        What dropped units were rebuilt from, for each reader, and the weights that could not be refitted, because what
+        they read cannot be watched.
 
     Raises:
         PlanError: for moments of other shapes, or edits that mix units.
@@ -107,6 +109,7 @@ def compensate(
     order = sorted(names, key=lambda name: before.tensors[name].order)
     state = {name: tensor.detach() for name, tensor in old.state_dict(keep_vars=True).items()}
     target = new.state_dict(keep_vars=True)
+    found: list[Rebuilding] = []
     skipped = []
     for name in order:
         axis, dim = names[name], before.axes[name].index(names[name])
@@ -121,6 +124,7 @@ def compensate(
             skipped.append(name)
             continue
         rebuilt = _rebuild(moments, selection, compensation.ridge)
+        found.append(rebuilding(name, axis, rebuilt, selection, moments.within))
         bias = bias_of(name, target)
         outer = 1 - dim  # a weight reads by one of its first two axes and writes by the other
         rows = _moved_index(before.axes[name][outer], changes, before)
@@ -130,7 +134,7 @@ def compensate(
             target[name].copy_(moved.to(target[name]))
             if bias is not None:
                 target[bias].add_(shift.to(target[bias]))
-    return skipped
+    return found, skipped
 
 
 def _moments(
