@@ -21,7 +21,7 @@ from metanet.morph.moments import Watch, features, watched
 from symmetry import SymmetrySpec
 from symmetry.spaces import Axis
 
-__all__ = ["Masked", "Reading"]
+__all__ = ["Masked", "Reading", "rebuilding", "refitted"]
 
 State = Mapping[str, Tensor]
 Made = TypeVar("Made")
@@ -80,21 +80,53 @@ class Masked:
             raise PlanError("no space of this network can be narrowed", hint="it needs spaces that weights alone read")
         self.spaces = tuple(self.readings)
 
-    def outputs(self, states: State, inputs: Sequence[Tensor]) -> Tensor:
-        """What all networks answer. Shapes: states (B, ...), inputs (n, ...) -> (B, n, outputs)."""
+    def outputs(self, states: State, inputs: Sequence[Tensor], own: bool = False) -> Tensor:
+        """What all networks answer.
 
-        def run(state: State, *given: Tensor) -> Tensor:
-            out = torch.func.functional_call(self.module, dict(state), given)
-            return out if isinstance(out, Tensor) else out[0]
-
-        return _stacked(run, states, inputs)
-
-    def samples(self, states: State, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the readings of all networks read, by weight.
+        Args:
+            states: of all networks.
+            inputs: one tensor per argument of ``forward``.
+            own: whether each network has inputs of its own, along a first axis.
 
         Shapes:
-            states (B, ...), inputs (n, ...) -> (B, n, positions, units) for each weight; positions are places of a map,
-            steps of a sequence, or one.
+            states (B, ...), inputs (n, ...) or (B, n, ...) -> (B, n, outputs)
+        """
+        return _stacked(self._answer, states, inputs, own)
+
+    def steepest(self, states: State, inputs: Tensor, score: Callable[[Tensor], Tensor], own: bool = False) -> Tensor:
+        """The gradients of a score of the answers by the inputs, network by network.
+
+        Args:
+            states: of all networks, which have one input each time they are called.
+            inputs: where.
+            score: a number for the answers (n, outputs) of one network.
+            own: whether each network has inputs of its own, along a first axis.
+
+        Shapes:
+            states (B, ...), inputs (n, ...) or (B, n, ...) -> (B, n, ...)
+        """
+
+        def run(state: State, given: Tensor) -> Tensor:
+            found: Tensor = torch.func.grad(lambda x: score(self._answer(state, x)))(given)
+            return found
+
+        return _stacked(run, states, (inputs,), own)
+
+    def _answer(self, state: State, *given: Tensor) -> Tensor:
+        out = torch.func.functional_call(self.module, dict(state), given)
+        return out if isinstance(out, Tensor) else out[0]
+
+    def samples(self, states: State, inputs: Sequence[Tensor], own: bool = False) -> dict[str, Tensor]:
+        """What the readings of all networks read, by weight.
+
+        Args:
+            states: of all networks.
+            inputs: one tensor per argument of ``forward``.
+            own: whether each network has inputs of its own, along a first axis.
+
+        Shapes:
+            states (B, ...), inputs (n, ...) or (B, n, ...) -> (B, n, positions, units) for each weight; positions are
+            places of a map, steps of a sequence, or one.
         """
         wanted = {reading.weight: reading for found in self.readings.values() for reading in found}
 
@@ -111,7 +143,7 @@ class Masked:
                     found[name] = rows.reshape(len(rows), count, -1, rows.shape[-1]).movedim(0, 1).flatten(1, 2)
             return found
 
-        return _stacked(run, states, inputs)
+        return _stacked(run, states, inputs, own)
 
     def narrowed(
         self,
@@ -136,24 +168,40 @@ class Masked:
             for reading in self.readings[space]:
                 mean, covariance = moments[reading.weight]
                 rebuilt = rebuilding(covariance, mask, ridge)
-                weight = made[reading.weight].movedim(reading.dim + 1, -1)
-                units = mask.shape[-1]
-                wide = weight.unflatten(-1, (units, weight.shape[-1] // units))
-                moved = torch.einsum("b...up,bmu->b...mp", wide, rebuilt).flatten(-2)
-                made[reading.weight] = moved.movedim(-1, reading.dim + 1)
-                if reading.bias:
-                    constant = mean - torch.einsum("bmu,bm->bu", rebuilt, mean * mask)
-                    shift = torch.einsum("b...up,bu->b...", wide, constant)
-                    made[reading.bias] = made[reading.bias] + shift.reshape(*shift.shape[:2], -1).sum(-1)
+                constant = mean - torch.einsum("bmu,bm->bu", rebuilt, mean * mask)
+                made |= refitted(made, reading, rebuilt, constant)
         return made
 
 
-def _stacked(run: Callable[..., Made], states: State, inputs: Sequence[Tensor]) -> Made:
+def refitted(states: State, reading: Reading, rebuilt: Tensor, constant: Tensor) -> dict[str, Tensor]:
+    """A reading of all networks, and the bias beside it, once it reads ``R^T x + c`` in place of what it read.
+
+    Args:
+        states: of all networks.
+        reading: which.
+        rebuilt: R; rows of units that nothing is to be read of are zero.
+        constant: c; without a bias to take it, it is left out.
+
+    Shapes:
+        rebuilt (B, units, units), constant (B, units) -> the tensors that changed, by name
+    """
+    units = rebuilt.shape[-1]
+    weight = states[reading.weight].movedim(reading.dim + 1, -1)
+    wide = weight.unflatten(-1, (units, weight.shape[-1] // units))
+    moved = torch.einsum("b...up,bmu->b...mp", wide, rebuilt).flatten(-2)
+    found = {reading.weight: moved.movedim(-1, reading.dim + 1)}
+    if reading.bias:
+        shift = torch.einsum("b...up,bu->b...", wide, constant)
+        found[reading.bias] = states[reading.bias] + shift.reshape(*shift.shape[:2], -1).sum(-1)
+    return found
+
+
+def _stacked(run: Callable[..., Made], states: State, inputs: Sequence[Tensor], own: bool) -> Made:
     """A function of one network, for all of a stack."""
     with warnings.catch_warnings():
         # Some operations (pooling to one pixel) are run network by network, which torch tells again and again.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        made: Made = torch.func.vmap(run, in_dims=(0, *[None] * len(inputs)))(dict(states), *inputs)
+        made: Made = torch.func.vmap(run, in_dims=(0, *[0 if own else None] * len(inputs)))(dict(states), *inputs)
     return made
 
 
