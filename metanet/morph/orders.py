@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metanet.morph.batched import Reading, State
 
-__all__ = ["batched_obs", "kept_of", "obs_orders", "reader_grams"]
+__all__ = ["batched_obs", "kept_of", "obs_orders", "reader_grams", "ridge_level"]
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def obs_orders(covariance: Tensor, sensitivity: Tensor, count: int | None = None
     """
     size = covariance.shape[-1]
     everywhere = torch.arange(len(covariance), device=covariance.device)
-    inverse = torch.linalg.inv(covariance.double() + torch.diag_embed(_level(covariance.double(), ridge)))
+    inverse = torch.linalg.inv(covariance.double() + torch.diag_embed(ridge_level(covariance.double(), ridge)))
     gram, gone = sensitivity.double(), torch.zeros(covariance.shape[:2], dtype=torch.bool, device=covariance.device)
     order = []
     for _ in range(size if count is None else count):
@@ -92,7 +92,7 @@ def reader_grams(states: State, readings: Sequence[Reading], units: int) -> Tens
     return sum((x @ x.mT for x in flat[1:]), flat[0] @ flat[0].mT)
 
 
-def _level(covariance: Tensor, ridge: float) -> Tensor:
+def ridge_level(covariance: Tensor, ridge: Tensor | float) -> Tensor:
     """What is added to the variance of each unit, in units of its own. Shapes: (B, n, n) -> (B, n)."""
     variance = covariance.diagonal(dim1=1, dim2=2)
     mean = variance.mean(1, keepdim=True)
