@@ -12,6 +12,7 @@ import os
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "FieldError",
     "GraphError",
     "MetanetError",
     "ModelError",
@@ -113,6 +114,10 @@ class ModelError(MetanetError):
 
 class PlanError(MetanetError):
     """A plan does not fit the network, or an edit of it cannot be done as it was asked for."""
+
+
+class FieldError(MetanetError):
+    """A weight field does not fit the network, or cannot be sampled as it was asked for."""
 
 
 class ScoreError(MetanetError):
