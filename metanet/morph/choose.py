@@ -214,15 +214,27 @@ def widen(spec: SymmetrySpec, sizes: Mapping[str, int], generator: torch.Generat
 
 
 def normed_spaces(spec: SymmetrySpec) -> set[str]:
-    """Spaces with a norm over their units, told by a gain beside which there are no running statistics."""
+    """Spaces with a norm over their units, told by a gain beside which there are no running statistics.
+
+    A root-mean-square norm is traced as plain arithmetic with a plain parameter. A slope (PReLU) or scale of the layer
+    looks alike, but there each unit may be scaled where it is written, which no norm over units allows.
+    """
     running = {name.rpartition(".")[0] for name, info in spec.tensors.items() if info.kind == "norm.running_mean"}
+    scaled = {
+        factor.space
+        for factor in spec.factors
+        for slot in factor.slots
+        if factor.kind == "scale" and slot.exponent > 0 and len(spec.axes[slot.tensor]) > 1
+    }
     found = set()
     for name, info in spec.tensors.items():
-        if info.kind == "norm.weight" and name.rpartition(".")[0] not in running:
-            leaves = [leaf for axis in spec.axes[name] for leaf in axis.leaves()]
-            # Of channels in groups, only those inside a group are normalised together.
-            found |= {leaf_name(leaf) for leaf in leaves[-1:] if leaf_name(leaf)}
-    return {name for name in found if name is not None}
+        gain = info.kind == "norm.weight" and name.rpartition(".")[0] not in running
+        plain = info.kind == "parameter" and info.roles == ("out",)
+        leaves = [leaf_name(leaf) for axis in spec.axes[name] for leaf in axis.leaves()]
+        # Of channels in groups, only those inside a group are normalised together.
+        if leaves and leaves[-1] and (gain or (plain and leaves[-1] not in scaled)):
+            found.add(leaves[-1])
+    return found
 
 
 def to_sizes(spec: SymmetrySpec, ratio: float, spaces: tuple[str, ...] | None = None) -> dict[str, int]:
