@@ -21,7 +21,7 @@ from metanet.morph.moments import Watch, features, watched
 from symmetry import SymmetrySpec
 from symmetry.spaces import Axis
 
-__all__ = ["Masked", "Reading", "rebuilding", "refitted"]
+__all__ = ["Masked", "Reading", "Stacked", "rebuilding", "refitted"]
 
 State = Mapping[str, Tensor]
 Made = TypeVar("Made")
@@ -46,39 +46,20 @@ class Reading:
     dim: int
 
 
-class Masked:
+class Stacked:
     """One architecture, run for stacks of its networks.
 
     Args:
         model: a module of it.
-        spec: its spec.
 
     Attributes:
-        spaces: the spaces that can be narrowed here: those that are read by weights of their own alone.
-
-    Raises:
-        PlanError: if there are none.
+        module: a copy of it, in eval mode.
     """
 
-    def __init__(self, model: nn.Module, spec: SymmetrySpec) -> None:
-        self.spec = spec
+    def __init__(self, model: nn.Module) -> None:
         # Attention and recurrent layers call functions that can be watched; weights keep their dtype.
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
         self.module = watched(model).to(dtype)
-        names, normed = set(model.state_dict()), normed_spaces(spec)
-        self.readings: dict[str, list[Reading]] = {}
-        for space in spec.spaces:
-            found = readers(spec, space.name)
-            # A norm over units sees masked ones too: there a masked network is not the narrowed one.
-            plain = bool(found) and not spec.within.get(space.name) and space.size > 1 and space.name not in normed
-            if plain and all(reads_alone(axis) for axis in found.values()):
-                self.readings[space.name] = [
-                    Reading(name, bias_of(name, names) or "", space.name, axis, spec.axes[name].index(axis))
-                    for name, axis in found.items()
-                ]
-        if not self.readings:
-            raise PlanError("no space of this network can be narrowed", hint="it needs spaces that weights alone read")
-        self.spaces = tuple(self.readings)
 
     def outputs(self, states: State, inputs: Sequence[Tensor], own: bool = False) -> Tensor:
         """What all networks answer.
@@ -115,6 +96,39 @@ class Masked:
     def _answer(self, state: State, *given: Tensor) -> Tensor:
         out = torch.func.functional_call(self.module, dict(state), given)
         return out if isinstance(out, Tensor) else out[0]
+
+
+class Masked(Stacked):
+    """One architecture, run and narrowed for stacks of its networks.
+
+    Args:
+        model: a module of it.
+        spec: its spec.
+
+    Attributes:
+        spaces: the spaces that can be narrowed here: those that are read by weights of their own alone.
+
+    Raises:
+        PlanError: if there are none.
+    """
+
+    def __init__(self, model: nn.Module, spec: SymmetrySpec) -> None:
+        super().__init__(model)
+        self.spec = spec
+        names, normed = set(model.state_dict()), normed_spaces(spec)
+        self.readings: dict[str, list[Reading]] = {}
+        for space in spec.spaces:
+            found = readers(spec, space.name)
+            # A norm over units sees masked ones too: there a masked network is not the narrowed one.
+            plain = bool(found) and not spec.within.get(space.name) and space.size > 1 and space.name not in normed
+            if plain and all(reads_alone(axis) for axis in found.values()):
+                self.readings[space.name] = [
+                    Reading(name, bias_of(name, names) or "", space.name, axis, spec.axes[name].index(axis))
+                    for name, axis in found.items()
+                ]
+        if not self.readings:
+            raise PlanError("no space of this network can be narrowed", hint="it needs spaces that weights alone read")
+        self.spaces = tuple(self.readings)
 
     def samples(self, states: State, inputs: Sequence[Tensor], own: bool = False) -> dict[str, Tensor]:
         """What the readings of all networks read, by weight.
