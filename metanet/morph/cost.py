@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "cost", "flops", "latency"]
+from metanet.morph.timing import time_together
+
+__all__ = ["Cost", "cost", "flops"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Cost:
         stored: numbers in the state, buffers included.
         flops: floating point operations for one input: 2 for each multiply-add of matrix products and convolutions, as
             torch counts them.
-        latency_ms: median milliseconds for one call with the example inputs; ``None`` where not measured.
+        latency_ms: median milliseconds of one call; ``None`` where not measured. Of two networks it can be told apart
+            only where both took turns: :func:`metanet.morph.timing.time_together`.
     """
 
     parameters: int
@@ -44,11 +44,12 @@ def cost(model: nn.Module, example_inputs: Sequence[Any], timed: bool = False) -
     Args:
         model: any module; it is not changed.
         example_inputs: one entry per argument of ``forward``; the first axis of the first tensor counts inputs.
-        timed: whether to measure the latency.
+        timed: whether to measure the latency, with as many inputs in a call as the example has.
     """
     stored = sum(tensor.numel() for tensor in _distinct(model.state_dict(keep_vars=True).values()))
     trained = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(trained, stored, flops(model, example_inputs), latency(model, example_inputs) if timed else None)
+    latency = time_together([model], example_inputs).calls[0].median if timed else None
+    return Cost(trained, stored, flops(model, example_inputs), latency)
 
 
 def flops(model: nn.Module, example_inputs: Sequence[Any]) -> int:
@@ -59,19 +60,6 @@ def flops(model: nn.Module, example_inputs: Sequence[Any]) -> int:
         runner(*example_inputs)
     rows = next((item.shape[0] for item in example_inputs if isinstance(item, Tensor) and item.ndim), 1)
     return counter.get_total_flops() // max(rows, 1)
-
-
-def latency(model: nn.Module, example_inputs: Sequence[Any], repeats: int = 20) -> float:
-    """Median milliseconds of one call, after three calls that do not count."""
-    runner = copy.deepcopy(model).eval()
-    times = []
-    with torch.no_grad():
-        for number in range(repeats + 3):
-            start = time.perf_counter()
-            runner(*example_inputs)
-            if number >= 3:
-                times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
 
 
 def _distinct(tensors: Any) -> list[Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from metanet.errors import PlanError
 from symmetry import Atom
 from symmetry.spaces import Axis, Fixed, Product, blocks
 
@@ -38,18 +39,17 @@ class Rebuilding:
     coefficients: Tensor
     spreads: Tensor
 
-    def unit(self, place: int) -> tuple[str, tuple[int, ...]]:
-        """The space that a place on the axis belongs to and the unit there: the head and the unit in it, for heads."""
+    def units(self, place: int) -> tuple[tuple[str, int], ...]:
+        """What stands at a place on the axis: a unit of a space, or for heads the head and the unit in it."""
         for block in blocks(self.axis):
             found = (block.positions == place).nonzero()
             if len(found[0]):
-                named = [
+                return tuple(
                     (leaf.space.name, int(index[0]))
                     for leaf, index in zip(block.leaves, found, strict=True)
                     if isinstance(leaf, Atom)
-                ]
-                return (named[-1][0] if named else "", tuple(index for _, index in named))
-        raise IndexError(f"place {place} of {self.axis}")
+                )
+        raise PlanError(f"place {place} on {self.axis}", hint=f"it has places 0 to {self.axis.size - 1}")
 
 
 def rebuilding(reader: str, axis: Axis, matrix: Tensor, selection: Tensor, within: Tensor) -> Rebuilding:

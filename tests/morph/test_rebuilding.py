@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metanet import morph
+from metanet.errors import PlanError
 from metanet.morph import Compensation
 from metanet.morph.rebuilding import rebuilding
 from symmetry.spaces import Atom, Concat, Fixed, NeuronSpace, Product
@@ -27,8 +28,8 @@ def test_a_copy_is_rebuilt_from_its_twin(name: str, space: str, wide: list[int])
     compensation = Compensation(batches(name), ridge=1e-9)
     back = morph.apply(morph.Keep(space, range(size)), twins.model, inputs, spec=twins.spec, compensation=compensation)
     (found,) = back.records[0].rebuilt
-    told = {found.unit(int(place)): found.unit(int(found.sources[row, 0])) for row, place in enumerate(found.dropped)}
-    assert told == {(space, (unit,)): (space, (wide[unit],)) for unit in range(size, len(wide))}
+    told = {found.units(int(place)): found.units(int(found.sources[row, 0])) for row, place in enumerate(found.dropped)}
+    assert told == {((space, unit),): ((space, wide[unit]),) for unit in range(size, len(wide))}
     assert found.coefficients[:, 0].sub(1).abs().max() < 1e-4
     assert found.coefficients[:, 1:].mul(found.spreads[:, 1:]).abs().max() < 1e-3
     assert morph.apply(morph.Keep(space, range(size)), twins.model, inputs, spec=twins.spec).records[0].rebuilt == ()
@@ -42,8 +43,10 @@ def test_sources_are_ordered_by_what_they_add_and_named_by_space() -> None:
     matrix[:, 1], matrix[:, 5] = torch.tensor([3.0, 1.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
     spread = torch.tensor([0.1, 2.0, 1.0, 1.0])
     found = rebuilding("w", axis, matrix, selection, torch.diag(spread.square()))
-    assert [found.unit(int(place)) for place in found.dropped] == [("left", (1,)), ("inside", (1, 1))]
+    assert [found.units(int(place)) for place in found.dropped] == [(("left", 1),), (("heads", 1), ("inside", 1))]
     # A coefficient of 3 on a unit that hardly moves adds less than one of 1 on a unit that does.
     assert found.sources[0].tolist() == [2, 3, 0, 4]
     assert found.coefficients[0].tolist() == [1.0, -1.0, 3.0, 0.0]
-    assert found.unit(4) == ("inside", (1, 0))
+    assert found.units(4) == (("heads", 1), ("inside", 0))
+    with pytest.raises(PlanError, match="place 6"):
+        found.units(6)
