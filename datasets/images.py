@@ -21,7 +21,20 @@ from torch import Tensor
 
 from metanet.errors import ConfigError, ZooError, clean
 
-__all__ = ["ImageData", "check_data_options", "load_digits_dataset", "load_images", "load_mnist_dataset"]
+from .generated import GENERATED, generated_images
+from .idx_file import read_idx
+
+__all__ = [
+    "IMAGE_SETS",
+    "ImageData",
+    "check_data_options",
+    "image_sizes",
+    "load_digits_dataset",
+    "load_fashion_mnist_dataset",
+    "load_generated_dataset",
+    "load_images",
+    "load_mnist_dataset",
+]
 
 # Fixed for ever: another split would make every zoo that was built before it incomparable.
 SPLIT_SEED = 20240229
@@ -107,16 +120,40 @@ def _split(
     return ImageData(name, x[pool_rows], y[pool_rows], x[test_rows], y[test_rows], centre, spread)
 
 
+def _resampled(images: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear between the centres of pixels, with the outermost ones going on to the edge.
+
+    Whole numbers until the last division: the same bits on every processor.
+
+    Shapes:
+        images (count, side, side) of whole numbers; result (count, size, size) float64.
+    """
+    side = images.shape[1]
+    # The centre of pixel i lies at old pixel ((2 i + 1) side - size) / (2 size).
+    at = np.clip((2 * np.arange(size) + 1) * side - size, 0, 2 * size * (side - 1))
+    left = np.minimum(at // (2 * size), side - 2)
+    weights = np.zeros((size, side), dtype=np.int64)
+    weights[np.arange(size), left + 1] = at - 2 * size * left
+    weights[np.arange(size), left] = 2 * size - weights[np.arange(size), left + 1]
+    return np.asarray(weights @ images.astype(np.int64) @ weights.T / (2 * size) ** 2)
+
+
 @functools.lru_cache(maxsize=2)
-def load_digits_dataset(pool: int = 1000, test: int = 797) -> ImageData:
+def load_digits_dataset(pool: int = 1000, test: int = 797, size: int = 8) -> ImageData:
     """The 1,797 handwritten 8x8 digits that come with scikit-learn.
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998.
+
+    Args:
+        pool: how many of them runs may train on.
+        test: how many measure them.
+        size: 8, or 14 or 28 for bilinear interpolation.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return _split("digits", bunch.images / 16.0, bunch.target, None, (pool, test), (0.3, 0.38))
+    images = bunch.images if size == bunch.images.shape[1] else _resampled(bunch.images, size)
+    return _split("digits", images / 16.0, bunch.target, None, (pool, test), (0.3, 0.38))
 
 
 @functools.lru_cache(maxsize=2)
@@ -150,20 +187,103 @@ def load_mnist_dataset(pool: int = 10000, test: int = 2000, size: int = 14) -> I
     for x, y in parts:
         if x.shape != (len(y), 28, 28) or x.dtype != np.uint8:
             raise ZooError(f"images are {x.dtype}{x.shape}, expected uint8 (count, 28, 28)", where=path)
+    return _published("mnist", parts, size, (0.13, 0.31))
+
+
+def _published(
+    name: str, parts: list[tuple[np.ndarray, np.ndarray]], size: int, scale: tuple[float, float]
+) -> ImageData:
+    """Sets of 28x28 pixels in 256 grey values, with an official test set."""
     images = np.concatenate([x for x, _ in parts]).astype(np.float32) / 255.0
     if size == 14:
         images = images.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
     labels = np.concatenate([y for _, y in parts])
     official_test = np.arange(len(images)) >= len(parts[0][1])
-    counts = len(parts[0][1]), len(parts[1][1])
-    return _split("mnist", images, labels, official_test, counts, (0.13, 0.31))
+    return _split(name, images, labels, official_test, (len(parts[0][1]), len(parts[1][1])), scale)
 
 
+# Where the Debian package dataset-fashion-mnist puts its files.
+_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@functools.lru_cache(maxsize=2)
+def load_fashion_mnist_dataset(pool: int = 10000, test: int = 2000, size: int = 14) -> ImageData:
+    """Fashion-MNIST: ten kinds of clothing, from the four IDX files that it is published in, packed or not.
+
+    They lie in ``fashion-mnist`` in the folder that METANET_DATA names (in a folder of their own, for MNIST's have the
+    same names), or where the Debian package ``dataset-fashion-mnist`` puts them.
+
+    Source: Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv 1708.07747, 2017.
+
+    Args:
+        pool: how many of the 60,000 training images runs may train on.
+        test: how many of the 10,000 test images measure them.
+        size: 28, or 14 for means over 2x2 pixels.
+
+    Raises:
+        ZooError: if the files are not there or hold something else.
+    """
+    folder = os.environ.get("METANET_DATA")
+    own = Path(folder) / "fashion-mnist" if folder else None
+    place = own if own is not None and own.is_dir() else _DEBIAN_FASHION
+    parts = []
+    for stem, count in (("train", pool), ("t10k", test)):
+        arrays = []
+        for content, axes in (("images-idx3", 3), ("labels-idx1", 1)):
+            names = [place / f"{stem}-{content}-ubyte{end}" for end in ("", ".gz")]
+            path = next((name for name in names if name.is_file()), None)
+            if path is None:
+                raise ZooError(
+                    f"data set fashion_mnist: there is no {names[1]}",
+                    hint="put its IDX files into fashion-mnist/ in the folder METANET_DATA, "
+                    "or apt install dataset-fashion-mnist",
+                )
+            arrays.append(read_idx(path, axes))
+        x, y = arrays
+        if x.shape != (len(y), 28, 28) or len(y) < count or y.max(initial=0) > 9:
+            raise ZooError(
+                f"data set fashion_mnist: images are {x.shape} with {len(y)} labels up to {y.max(initial=0)}, "
+                f"expected at least {count} of 28x28 in ten classes",
+                where=place,
+            )
+        parts.append((x[:count], y[:count]))
+    return _published("fashion_mnist", parts, size, (0.29, 0.33))
+
+
+@functools.lru_cache(maxsize=4)
+def load_generated_dataset(name: str, pool: int = 10000, test: int = 2000, size: int = 14) -> ImageData:
+    """One of the sets that are made here: "textures", "gaussian_mixture", "signals1d".
+
+    Args:
+        name: of the set.
+        pool: how many images runs may train on; fewer are the first of more.
+        test: how many measure them.
+        size: pixels of a side.
+    """
+    grey, labels = generated_images(name, pool, test, size)
+    return _split(name, grey, labels, np.arange(len(grey)) >= pool, (pool, test), (0.5, _SPREADS[name]))
+
+
+_SPREADS = {"textures": 0.21, "gaussian_mixture": 0.16, "signals1d": 0.11}
+
+_LARGE = {"pool": (10000, 100, 60000), "test": (2000, 100, 10000), "size": (14, 14, 28)}
 _OPTIONS: dict[str, dict[str, tuple[int, int, int]]] = {
     # option: default, lowest, highest
-    "digits": {"pool": (1000, 50, 1500), "test": (797, 50, 797)},
-    "mnist": {"pool": (10000, 100, 60000), "test": (2000, 100, 10000), "size": (14, 14, 28)},
+    "digits": {"pool": (1000, 50, 1500), "test": (797, 50, 797), "size": (8, 8, 28)},
+    "mnist": _LARGE,
+    "fashion_mnist": _LARGE,
+    **dict.fromkeys(GENERATED, _LARGE),
 }
+IMAGE_SETS = tuple(_OPTIONS)
+_SIZES = (8, 14, 28)
+# Zoos were begun before the digits had a size; that they have the usual one is not said.
+_UNSAID = ("digits", "size", 8)
+
+
+def image_sizes(name: str) -> list[int]:
+    """The sides in pixels that a set can be had in."""
+    _, low, high = _OPTIONS[name]["size"]
+    return [size for size in _SIZES if low <= size <= high]
 
 
 def check_data_options(raw: object) -> dict[str, Any]:
@@ -185,11 +305,12 @@ def check_data_options(raw: object) -> dict[str, Any]:
     result: dict[str, Any] = {"name": options["name"]}
     for key, (default, low, high) in known.items():
         value = options.get(key, default)
-        if type(value) is not int or not low <= value <= high or (key == "size" and value not in (14, 28)):
-            raise ConfigError(
-                f"{clean(repr(value), 40)}, expected a whole number from {low} to {high}", where=f"data.{key}"
-            )
-        result[key] = value
+        sizes = image_sizes(result["name"])
+        expected = f"one of {sizes}" if key == "size" else f"a whole number from {low} to {high}"
+        if type(value) is not int or not low <= value <= high or (key == "size" and value not in sizes):
+            raise ConfigError(f"{clean(repr(value), 40)}, expected {expected}", where=f"data.{key}")
+        if (result["name"], key, value) != _UNSAID:
+            result[key] = value
     if result["name"] == "digits" and result["pool"] + result["test"] > 1797:
         raise ConfigError(f"pool + test is {result['pool'] + result['test']}, but there are 1797 images", where="data")
     return result
@@ -198,5 +319,12 @@ def check_data_options(raw: object) -> dict[str, Any]:
 def load_images(options: Mapping[str, Any]) -> ImageData:
     """The set that checked ``options`` name."""
     checked = check_data_options(options)
-    name = checked.pop("name")
-    return load_digits_dataset(**checked) if name == "digits" else load_mnist_dataset(**checked)
+    match name := checked.pop("name"):
+        case "digits":
+            return load_digits_dataset(**checked)
+        case "mnist":
+            return load_mnist_dataset(**checked)
+        case "fashion_mnist":
+            return load_fashion_mnist_dataset(**checked)
+        case _:
+            return load_generated_dataset(name, **checked)

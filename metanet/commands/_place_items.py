@@ -64,14 +64,14 @@ def place_items(zoo: Zoo, task: PlaceTask, names: Collection[str] | None = None)
 
 def _examples(zoo: Zoo, task: PlaceTask) -> tuple[Tensor | None, Tensor]:
     """Images of the zoo's test set with their classes; no images where networks get inputs of their own shape."""
-    from metanet.datasets.images import load_images
+    from metanet.datasets.images import IMAGE_SETS, load_images
 
     if task.inputs == "smooth" and task.target == "removal":
         return None, torch.zeros(task.examples, dtype=torch.int64)
     if task.inputs == "smooth":
         raise ConfigError(f"target={task.target} needs classes: 'smooth' inputs have none", where="task.inputs")
     options: Any = zoo.manifest["config"].get("data")
-    if not isinstance(options, Mapping) or options.get("name") not in ("digits", "mnist"):
+    if not isinstance(options, Mapping) or options.get("name") not in IMAGE_SETS:
         raise ConfigError(
             "the zoo's networks were not trained on images with classes", hint="task.inputs=smooth", where=zoo.folder
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "read_data"]
 
-SETS = ("digits", "mnist")
+SETS = ("digits", "mnist", "fashion_mnist", "textures", "gaussian_mixture", "signals1d")
 INPUT_NAMES = ("inputs", "x", "images", "data", "x_test")
 LABEL_NAMES = ("labels", "y", "targets", "y_test")
 
@@ -54,11 +54,10 @@ def read_data(
 
 
 def _image_set(name: str, example: Tensor) -> tuple[Tensor, Tensor | None, str]:
-    from metanet.datasets.images import load_images
+    from metanet.datasets.images import image_sizes, load_images
 
-    numbers = example[0].numel()
-    options = {"name": name} | ({"size": 28} if name == "mnist" and numbers == 28 * 28 else {})
-    images = load_images(options)
+    fitting = [size for size in image_sizes(name) if size * size == example[0].numel()]
+    images = load_images({"name": name, "size": (fitting or image_sizes(name))[0]})
     height, width = images.shape[1:]
     origin = f"{len(images.test_labels):,} test images of {name}, {height}x{width}"
     return images.test_images, images.test_labels, origin
