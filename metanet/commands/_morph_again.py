@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ def write_checked(
     morph: Morph,
     architecture: Architecture,
     certificate: Certificate,
+    report: Mapping[str, Any],
     scored: Any,
     arguments: argparse.Namespace,
 ) -> None:
@@ -34,6 +36,7 @@ def write_checked(
         morph: the network.
         architecture: of the old one.
         certificate: goes with it; the fresh process must come to the same.
+        report: the values of its page.
         scored: the inputs that it was scored on.
         arguments: of the command line: how the old network is read.
 
@@ -49,7 +52,7 @@ def write_checked(
     except OSError as error:
         raise PlanError(f"cannot be made ({error.strerror})", where=out, hint="check the folder above it") from None
     with room as folder:
-        made = save(Path(folder) / "morph", morph, architecture, certificate)
+        made = save(Path(folder) / "morph", morph, architecture, certificate, report)
         again = _scored_again(made, scored, arguments)
         first = certificate.preservation
         pairs = ((first.error, again["error"]), (first.kl or 0.0, again["kl"] or 0.0))

@@ -8,15 +8,16 @@ from pathlib import Path
 from metanet.commands._terminal import print_json
 
 DESCRIPTION = """\
-Draw report.html again from the report.json that `metanet demo` or `metanet train` left in a folder.
+Draw report.html again from the report.json that `metanet demo`, `metanet train` or `metanet morph` left in a folder.
 
 Nothing is computed: the page shows the stored values.
 """
 
 EXAMPLES = """\
-example:
+examples:
   metanet report demo
   metanet report runs/accuracy --output accuracy.html
+  metanet report narrow
 """
 
 

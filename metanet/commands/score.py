@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metanet.commands._comparison_values import measures, score_values
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS, read_data
 from metanet.commands._terminal import count, positive, print_json, share, table
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Checkpoint
-    from metanet.score import OutputScore, Preservation
+    from metanet.score import Preservation
 
 DESCRIPTION = f"""\
 Measure how far apart the functions of two networks are, by running both on the same inputs: largest error,
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="fail unless the verdict is exact")
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="fail below this agreement")
     parser.add_argument("--max-kl", metavar="NATS", type=float, help="fail above this divergence")
+    parser.add_argument("--report", metavar="PAGE", type=Path, help="also write a page with both networks side by side")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -100,12 +102,21 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     failed = failures(found, arguments.exact, arguments.min_agreement, arguments.max_kl)
+    if arguments.report is not None:
+        from metanet.report import render_report
+
+        names = arguments.a.name, arguments.b.name
+        render_report(score_values(names, (a.parameters, b.parameters), found, failed), arguments.report)
     if arguments.json:
-        print_json({"a": str(arguments.a), "b": str(arguments.b), **found.to_json(), "failed": failed})
+        page = None if arguments.report is None else str(arguments.report)
+        told = {"a": str(arguments.a), "b": str(arguments.b), **found.to_json(), "failed": failed, "report": page}
+        print_json(told)
     else:
         print(as_text(found, a, b))
         for reason in failed:
             print(f"FAILED: {reason}")
+        if arguments.report is not None:
+            print(f"page: {arguments.report}")
     return 1 if failed else 0
 
 
@@ -170,24 +181,3 @@ def as_text(found: Preservation, a: Checkpoint, b: Checkpoint) -> str:
         ]
         lines.append(table(["layer of A", "of B", "size", "size", "CKA", "from", "to"], names))
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
-
-
-def measures(output: OutputScore) -> list[list[Any]]:
-    """One row for each measure of an output: name, value, interval."""
-    rows: list[list[Any]] = [["max error", output.max_error, None, None]]
-    for name, estimate in (
-        ("relative L2", output.relative_l2),
-        ("KL(A || B)", output.kl),
-        ("KL(B || A)", output.kl_reverse),
-        ("agreement", output.agreement),
-    ):
-        if estimate is not None:
-            rows.append([name, estimate.value, estimate.low, estimate.high])
-    for name, values, change in (
-        ("accuracy", output.accuracy, output.accuracy_change),
-        ("loss", output.loss, output.loss_change),
-    ):
-        if values is not None and change is not None:
-            rows += [[f"{name} of A", values[0], None, None], [f"{name} of B", values[1], None, None]]
-            rows.append([f"{name} change", change.value, change.low, change.high])
-    return rows

@@ -38,6 +38,7 @@ __all__ = ["FORMAT", "Opened", "open_folder", "restore", "save", "undo_folder"]
 FORMAT = "metanet.morph/1"
 MANIFEST, WEIGHTS, PLAN, UNDO = "manifest.json", "weights.safetensors", "plan.json", "undo.safetensors"
 CERTIFICATE, ARCHITECTURE, SOURCE = "certificate.json", "architecture.json", "source.json"
+REPORT = "report.json"
 MAX_JSON = 256 * 1024 * 1024
 
 
@@ -89,6 +90,7 @@ def save(
     morph: Morph,
     source: Architecture | None = None,
     certificate: Certificate | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an edited network into a new folder, whole or not at all.
 
@@ -97,6 +99,7 @@ def save(
         morph: what :func:`metanet.morph.apply` gave.
         source: the architecture of the old network, if it is known.
         certificate: goes with it.
+        report: goes with it: the values of a page (:mod:`metanet.report`), which `metanet report` draws.
 
     Raises:
         PlanError: if the folder exists or cannot be written.
@@ -110,6 +113,9 @@ def save(
         raise PlanError(f"cannot be made ({error.strerror})", where=target, hint="check the folder above it") from None
     try:
         _fill(made, morph, source, certificate)
+        if report is not None:
+            write_json_atomic(made / REPORT, report)
+        _seal(made)
         # mkdtemp makes the folder private; give it the permissions that mkdir would have given.
         made.chmod(0o777 & ~umask())
         os.rename(made, target)
@@ -141,6 +147,9 @@ def _fill(folder: Path, morph: Morph, source: Architecture | None, certificate: 
         write_json_atomic(folder / SOURCE, source.to_json())
     if certificate is not None:
         write_json_atomic(folder / CERTIFICATE, certificate.to_json())
+
+
+def _seal(folder: Path) -> None:
     files = {path.name: _facts(path) for path in sorted(folder.iterdir())}
     versions = {name: importlib.metadata.version(name) for name in ("metanet", "torch")}
     write_json_atomic(folder / MANIFEST, {"format": FORMAT, "versions": versions, "files": files})

@@ -157,6 +157,43 @@ def intervals(models: Sequence[Mapping[str, Any]], metric: str) -> str:
     return _svg(draw, (10.6, 0.9 + 0.52 * len(models)), f"{metric} of each model with its interval")
 
 
+def frontier(points: Sequence[Mapping[str, Any]], cost: str, label: str) -> str:
+    """What was lost at each size that was tried, with the network that was taken."""
+    panels = [
+        (key, name)
+        for key, name in (("kl", "divergence (nats)"), ("agreement", "agreement"), ("error", "error / spread"))
+        if any(point.get(key) is not None for point in points)
+    ][:2]
+
+    def draw(figure: Figure) -> None:
+        for number, (key, name) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            seen = sorted((p[cost], p[key], bool(p["chosen"])) for p in points if p[key] is not None)
+            axes.plot([x for x, _, _ in seen], [y for _, y, _ in seen], color=SERIES[0], linewidth=1.2, alpha=0.5)
+            for chosen, size in ((False, 5.0), (True, 9.0)):
+                mine = [(x, y) for x, y, taken in seen if taken is chosen]
+                axes.plot(
+                    [x for x, _ in mine],
+                    [y for _, y in mine],
+                    "o",
+                    color=SERIES[1 if chosen else 0],
+                    markersize=size,
+                    label="taken" if chosen else "tried",
+                )
+            low, high = min(y for _, y, _ in seen), max(y for _, y, _ in seen)
+            if key != "agreement" and low > 0 and high > 30 * low:
+                axes.set_yscale("log")
+            axes.set(title=name, xlabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            if cost != "latency_ms":
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            if key == "agreement":
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            axes.legend(loc="best")
+
+    return _svg(draw, (5.2 if len(panels) == 1 else 10.6, 3.2), f"What is lost at each number of {label}")
+
+
 def _number_format(axes: Axes, share: bool, both: bool) -> None:
     if not share:
         return

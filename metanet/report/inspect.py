@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from metanet.io import write_text_atomic
+from metanet.report.environment import environment
 from metanet.report.inspect_figure import spaces_figure
 from metanet.report.values import ReportError
 
@@ -28,18 +28,10 @@ def render_inspection(values: Mapping[str, Any], path: str | os.PathLike[str]) -
         raise ReportError(
             f"format {values.get('format')!r}, expected {INSPECT_FORMAT!r}", where=target, hint="give an inspection"
         )
-    environment = Environment(
-        loader=PackageLoader("metanet.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["scientific"] = lambda value: "–" if value is None else f"{value:.1e}"
     figure = values["figure"]
     drawing = Markup(spaces_figure(figure)) if figure["rows"] else None  # noqa: S704 - every text in it is escaped
     kinds = {node["kind"] for node in figure["nodes"]}
-    page = environment.get_template("inspect.html.j2").render(**values, drawing=drawing, kinds=kinds)
+    page = environment().get_template("inspect.html.j2").render(**values, drawing=drawing, kinds=kinds)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(target, page)
     return target

@@ -155,7 +155,7 @@ class _Drawing:
     def line(self, number: int, row: Mapping[str, Any], bars: Mapping[str, _Bar]) -> str:
         """A weight's name, its shape, and the line from what it reads to what it writes."""
         y = self.y(number)
-        name = _shortened(row["tensor"].removesuffix(".weight"), 34)
+        name = shortened(row["tensor"].removesuffix(".weight"), 34)
         beside = row["shape"] + "".join(f" + {label}" for label in row["with"][:2])
         beside += " + …" if len(row["with"]) > 2 else ""
         sources, targets = self._ends(row, bars)
@@ -165,7 +165,7 @@ class _Drawing:
             line = f'<path d="M{min(ends):.1f} {y:.1f}H{max(ends):.1f}" {LINE}/>'
         return (
             f'<g>{_tip(row)}<text x="6" y="{y + 4:.1f}" font-size="11.5" fill="var(--ink)">{escape(name)}'
-            f'<tspan dx="7" font-size="10.5" fill="var(--muted)">{escape(_shortened(beside, 30))}</tspan></text>'
+            f'<tspan dx="7" font-size="10.5" fill="var(--muted)">{escape(shortened(beside, 30))}</tspan></text>'
             f"{line}</g>"
         )
 
@@ -220,7 +220,7 @@ def _word(node: Mapping[str, Any]) -> str:
     if node["kind"] != "permuted":
         return ""
     last = str(node["name"]).rpartition(".")[2]
-    return _shortened(last, 14) if re.fullmatch(r"[A-Za-z_]\w*", last) else "units"
+    return shortened(last, 14) if re.fullmatch(r"[A-Za-z_]\w*", last) else "units"
 
 
 def _title(bar: _Bar) -> str:
@@ -231,5 +231,6 @@ def _colour(bar: _Bar) -> str:
     return COLOURS[bar.node["kind"]]
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """The end of a text, which tells more than its beginning."""
     return text if len(text) <= most else "…" + text[1 - most :]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from metanet.io import write_json_atomic, write_text_atomic
 from metanet.report import figures
-from metanet.report.values import check_values, complete, load_values
+from metanet.report.comparison import comparison_page
+from metanet.report.environment import environment
+from metanet.report.values import COMPARISON_FORMAT, check_values, complete, load_values
 
 PAGE, VALUES = "report.html", "report.json"
 GROUPS = "runs"  # what training, validation and test never share, where the values do not say it
@@ -27,7 +27,7 @@ def render_report(values: Mapping[str, Any], path: str | os.PathLike[str]) -> Pa
     """Draw `values` as a page at `path`.
 
     Args:
-        values: The values of a report, as `metanet.report.values.SHAPE` declares them.
+        values: The values of a report, as `metanet.report.values.SHAPES` declares them.
         path: The HTML file to write; its folder is made if need be.
 
     Returns:
@@ -67,22 +67,8 @@ def render_folder(folder: str | os.PathLike[str], path: str | os.PathLike[str] |
 
 
 def _page(values: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("metanet.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "count": _count,
-        "percent": _percent,
-        "scientific": _scientific,
-        "size": _size,
-        "duration": _duration,
-        "indented": _indented,
-    }
+    if values["format"] == COMPARISON_FORMAT:
+        return comparison_page(values)
     target: dict[str, Any] = {"label": "target", "share": False} | dict(values.get("target") or {})
     drawings = dict.fromkeys(("scatter", "histogram", "curves", "intervals")) | _drawings(
         values, target["label"], target["share"]
@@ -91,7 +77,7 @@ def _page(values: Mapping[str, Any]) -> str:
     groups = values.get("groups") or GROUPS
     shown = complete(values) | {"target": target, "metric": {"explanation": ""} | metric, "groups": groups}
     shown["drawings"] = drawings
-    return environment.get_template("report.html.j2").render(shown)
+    return environment().get_template("report.html.j2").render(shown)
 
 
 def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, Markup]:
@@ -107,40 +93,3 @@ def _drawings(values: Mapping[str, Any], label: str, share: bool) -> dict[str, M
         metric, groups = (values.get("metric") or METRIC)["label"], values.get("groups") or GROUPS
         drawn["intervals"] = figures.intervals(values["models"], f"{metric} on held-out {groups}")
     return {name: Markup(text) for name, text in drawn.items()}  # noqa: S704 - matplotlib escapes the text it is given
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _count(value: float | None) -> str:
-    # A narrow no-break space between thousands reads the same in every language.
-    return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}\u202f%".replace("-", "−")
-
-
-def _scientific(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}"
-
-
-def _size(value: int | None) -> str:
-    if value is None:
-        return "–"
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value = value / 1000  # type: ignore[assignment]
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-
-
-def _duration(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
-
-
-def _indented(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)

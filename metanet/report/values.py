@@ -1,7 +1,7 @@
 """Are these the values of a report, and is each of them of the kind that the page draws?
 
-`report.json` is plain JSON. Every section but `format` and `title` may be absent and is then left out of the page; what
-is there must have the shape declared in `SHAPE`, so that a damaged file is refused by name, not drawn by halves.
+`report.json` is plain JSON. A key without a mark in its shape may be absent and is then left out of the page; what is
+there must have the shape declared in `SHAPES`, so that a damaged file is refused by name, not drawn by halves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from metanet.errors import MetanetError
 from metanet.io import read_json
 
 REPORT_FORMAT = "metanet.report/1"
+COMPARISON_FORMAT = "metanet.comparison/1"
 MAX_POINTS = 200_000
 
 Json = dict[str, Any]
@@ -94,6 +95,81 @@ SHAPE: Json = {
     "machine": {str: object},
 }
 
+# Two networks side by side: a morph, or a score.
+_SPREAD = {"median!": _NUMBER, "low!": _NUMBER, "high!": _NUMBER}
+COMPARISON: Json = {
+    "format!": str,
+    "title!": str,
+    "created": str,
+    "command": str,
+    "names!": [str],
+    "headline": [{"label!": str, "value!": str, "note": str}],
+    "verdict!": str,
+    "error": _NUMBER,
+    "tolerance": _NUMBER,
+    "dtype": str,
+    "origin": str,
+    "inputs": int,
+    "made_up": bool,
+    "confidence": _NUMBER,
+    "outputs": [{"name": str, "rows!": [[object]]}],
+    "barrier": _NUMBER,
+    "features": str,
+    "layers": [{"before!": str, "after!": str, "sizes!": [int], "cka": _NUMBER, "low": _NUMBER, "high": _NUMBER}],
+    "notes": [str],
+    "failed": [str],
+    "costs": [{"name!": str, "before": _NUMBER, "after": _NUMBER}],
+    "timing": {"setting!": str, "calls!": [_SPREAD], "ratios!": [_SPREAD], "rounds": int, "batch": int, "threads": int},
+    "spaces": [
+        {
+            "name!": str,
+            "before": int,
+            "after": int,
+            "kind!": str,
+            "within": str,
+            "until": str,
+            "last": str,
+            "times": int,
+        }
+    ],
+    "edits": [str],
+    "more_edits": int,
+    "edit_error": _NUMBER,
+    "units": [
+        {
+            "space!": str,
+            "before": int,
+            "kept": int,
+            "gone": str,
+            "merged": [str],
+            "readers": int,
+            "rebuilt": [{"unit!": str, "sources!": [{"unit!": str, "coefficient": _NUMBER}]}],
+            "more": int,
+        }
+    ],
+    "uncompensated": [str],
+    "frontier": {
+        "limit": str,
+        "cost": str,
+        "points!": [
+            {
+                "chosen": bool,
+                "amount": _NUMBER,
+                "parameters": int,
+                "stored": int,
+                "flops": int,
+                "latency_ms": _NUMBER,
+                "kl": _NUMBER,
+                "agreement": _NUMBER,
+                "error": _NUMBER,
+            }
+        ],
+    },
+    "versions": {str: object},
+    "machine": {str: object},
+}
+SHAPES: dict[str, Json] = {REPORT_FORMAT: SHAPE, COMPARISON_FORMAT: COMPARISON}
+
 
 def load_values(folder: str | os.PathLike[str]) -> Json:
     """The checked values of `report.json` in `folder` (or of that file itself).
@@ -104,9 +180,8 @@ def load_values(folder: str | os.PathLike[str]) -> Json:
     path = Path(folder)
     file = path / "report.json" if path.is_dir() else path
     if not file.is_file():
-        raise ReportError(
-            "no report.json here", where=path, hint="give a folder that `metanet demo` or `metanet train` has written"
-        )
+        hint = "give a folder that `metanet demo`, `metanet train` or `metanet morph` has written"
+        raise ReportError("no report.json here", where=path, hint=hint)
     try:
         values = read_json(file)
     except (ValueError, OSError) as error:
@@ -128,9 +203,11 @@ def check_values(values: Any, where: str | os.PathLike[str] = "report values") -
 
     if not isinstance(values, Mapping):
         refuse("", f"expected an object, got {type(values).__name__}")
-    if values.get("format") != REPORT_FORMAT:
-        refuse("format", f"expected {REPORT_FORMAT!r}, got {values.get('format')!r}")
-    _check(values, SHAPE, "", refuse)
+    shape = SHAPES.get(str(values.get("format")))
+    if shape is None:
+        known = " or ".join(map(repr, SHAPES))
+        refuse("format", f"expected {known}, got {values.get('format')!r:.80}")
+    _check(values, shape, "", refuse)
     predictions = values.get("predictions")
     if predictions:
         lengths = {len(predictions[key]) for key in ("true", "predicted", "group") if predictions.get(key) is not None}
@@ -148,7 +225,7 @@ def check_values(values: Any, where: str | os.PathLike[str] = "report values") -
 
 def complete(value: Any, shape: Any = None) -> Any:
     """`value` with every declared key that is absent set to None, so that the template may ask for any."""
-    shape = SHAPE if shape is None else shape
+    shape = SHAPES[value["format"]] if shape is None else shape
     if value is None or not isinstance(shape, list | dict):
         return value
     if isinstance(shape, list):

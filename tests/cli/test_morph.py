@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import metanet
-from metanet.morph import open_folder, restore, undo_folder
+from metanet.morph import open_folder, restore, timing, undo_folder
+from metanet.morph.cost import flops
+from metanet.morph.timing import Spread, Timing
 from metanet.score import compare
 from tests.cli.command import metanet as command
 from tests.cli.command import within
@@ -46,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_half_the_width(folder: Path) -> None:
     done = command(
-        "morph", "mlp.safetensors", "--width", "0.5", "--data", "digits", "--out", "half", cwd=folder
+        *("morph", "mlp.safetensors", "--width", "0.5", "--data", "digits", "--out", "half", "--report", "half.html"),
+        cwd=folder,
     ).works()
     assert "keep 6 units of layers.0" in done.out
     assert "every second of 797 test images of digits" in done.out
@@ -60,6 +63,15 @@ def test_half_the_width(folder: Path) -> None:
     source = metanet.load(folder / "mlp.safetensors")
     back = undo_folder(source.architecture.build(5).eval(), folder / "half", source.architecture.example_inputs())
     assert all(torch.equal(tensor, source.state[name]) for name, tensor in back.state_dict().items())
+    # The page, and the same again from what the folder holds.
+    page = (folder / "half.html").read_bytes()
+    told = within("report", "half", "--output", "again.html", "--json", cwd=folder).works().json
+    assert told["title"] == "mlp.safetensors, 2.1 times smaller"
+    assert (folder / "again.html").read_bytes() == page
+    stored = json.loads((folder / "half" / "report.json").read_text())
+    assert [(row["before"], row["after"]) for row in stored["spaces"]] == [(12, 6), (10, 5)]
+    assert [(len(row["rebuilt"]), row["readers"]) for row in stored["units"]] == [(6, 1), (5, 1)]
+    assert stored["command"].startswith("metanet morph mlp.safetensors --width 0.5 --out half --criterion obs")
     # What a plan did to one network it does to another of the same architecture.
     told = within("morph", "mlp2.safetensors", "--plan", "half/plan.json", "--json", cwd=folder).works().json
     assert told["certificate"]["plan"]["edits"] == json.loads((folder / "half" / "plan.json").read_text())["edits"]
@@ -102,6 +114,32 @@ def test_budgets(folder: Path, option: str, name: str) -> None:
     assert after > 450
 
 
+def flops_as_time(models: list[nn.Module], inputs: tuple[torch.Tensor, ...], batch: int, seconds: float) -> Timing:
+    """In place of a clock: a microsecond for each operation."""
+    times = [flops(model, inputs) * batch / 1000 for model in models]
+    spreads = [Spread(one, one, one) for one in times]
+    ratios = [Spread(one / times[0], one / times[0], one / times[0]) for one in times]
+    return Timing(tuple(spreads), tuple(ratios), 9, batch, 1)
+
+
+def test_a_latency(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "time_together", flops_as_time)
+    arguments = ("morph", "mlp.safetensors", "--data", "digits", "--batch", "3", "--json")
+    told = within(*arguments, "--latency", "2.8", "--out", "fast", cwd=folder).works().json
+    after, before = (told["certificate"][name] for name in ("after", "before"))
+    assert after["latency_ms"] == max(p["latency_ms"] for p in told["frontier"] if p["latency_ms"] <= 2.8)
+    assert after["latency_ms"] == after["flops"] * 3 / 1000 > 1.9
+    assert before["latency_ms"] == before["flops"] * 3 / 1000
+    assert told["timing"]["batch"] == 3
+    assert [p["taken"] for p in told["frontier"]].count(True) == 1
+    assert within(*arguments, "--latency", "7", cwd=folder).refuses("7 ms a call asked for, and the network has 5.9")
+    assert within(*arguments, "--latency", "0.1", cwd=folder).refuses("0.1 ms a call cannot be reached")
+    # A limit that stops before the budget is told.
+    kl = told["certificate"]["preservation"]["outputs"][0]["kl"]["value"]
+    told = within(*arguments, "--latency", "2.8", "--max-kl", str(kl / 3), cwd=folder).works().json
+    assert told["missed"].startswith("2.8 ms a call asked for; the limit stops at ")
+
+
 def test_compensation_pays(folder: Path) -> None:
     arguments = ("morph", "mlp.safetensors", "--width", "0.5", "--data", "digits", "--criterion", "l2", "--json")
     found = [
@@ -140,8 +178,11 @@ def test_a_deeper_chain_is_exact(folder: Path) -> None:
         (("--depth", "-1"), "1 blocks to drop, and 0 that keep the shape"),
         (("--depth", "0"), "--depth 0"),
         (("--depth", "9"), "places for layers"),
-        (("--parameters", "10"), "cannot be reached; the smallest has"),
-        (("--flops", "99999999"), "flops already"),
+        (("--parameters", "10"), "10 parameters cannot be reached; the narrowest network has"),
+        (("--flops", "99999999"), "99,999,999 floating point operations asked for, and the network has 1,976"),
+        (("--latency", "0"), "expected a positive number of milliseconds"),
+        (("--latency", "1e9"), "1e+09 ms a call asked for, and the network has"),
+        (("--latency", "1", "--width", "0.5"), "not allowed with"),
         (("--plan", "none.json"), "cannot be read"),
         (("--plan", "mlp.safetensors"), "is not JSON"),
         (("--plan", "mlp.safetensors", "--max-kl", "1"), "a limit cannot"),
