@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._place_items import place_items
+from metanet.commands._plan_score_items import plan_score_stacks
 from metanet.commands._terminal import progress
 from metanet.commands._zoo_data import zoo_items
 from metanet.errors import ConfigError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from metanet.datasets import Zoo
     from metanet.tasks import Evaluation, Method, PlaceData, PlaceTask, PropertyData, PropertyTask
     from metanet.tasks.inr_editing import EditingData, InrEditingTask
+    from metanet.tasks.plan_score import PlanScoreTask
+    from metanet.tasks.plan_score_data import PlanScoreData
     from metanet.train import Trained, TrainerSettings
 
 
@@ -30,8 +33,8 @@ class Training:
         config: The composed configuration.
     """
 
-    task: PropertyTask | PlaceTask | InrEditingTask
-    data: PropertyData | PlaceData | EditingData
+    task: PropertyTask | PlaceTask | InrEditingTask | PlanScoreTask
+    data: PropertyData | PlaceData | EditingData | PlanScoreData
     model: Mapping[str, Any]
     settings: TrainerSettings
     folder: Path
@@ -49,6 +52,10 @@ class Training:
         from metanet.tasks import PlaceData, PlaceModel, PlaceTask, PropertyModel, evaluate, evaluate_places
         from metanet.tasks.inr_editing import EditingData, InrEditingTask
         from metanet.tasks.inr_editing_score import EditingModel, evaluate_editing
+        from metanet.tasks.plan_score import PlanScoreTask
+        from metanet.tasks.plan_score_data import PlanScoreData
+        from metanet.tasks.plan_score_evaluate import evaluate_plan_scores
+        from metanet.tasks.plan_score_predict import PlanScoreModel
 
         seed = self.settings.seed
         if isinstance(self.task, PlaceTask) or isinstance(self.data, PlaceData):
@@ -59,6 +66,10 @@ class Training:
             if not isinstance(self.data, EditingData):
                 raise ConfigError("the data are not those of the task", where="task")
             return evaluate_editing(EditingModel.open(self.folder), self.data, seed=seed)
+        if isinstance(self.task, PlanScoreTask) or isinstance(self.data, PlanScoreData):
+            if not isinstance(self.data, PlanScoreData):
+                raise ConfigError("the data are not those of the task", where="task")
+            return evaluate_plan_scores(PlanScoreModel.open(self.folder), self.data, seed=seed)
         return evaluate(PropertyModel.open(self.folder), self.task, self.data, baselines=baselines, seed=seed)
 
 
@@ -72,6 +83,8 @@ def prepare(config: Mapping[str, Any]) -> Training:
     from metanet.tasks import PlaceTask, PropertyTask, labelled_folder, place_data, property_data, task_from_mapping
     from metanet.tasks.encoding import with_labels
     from metanet.tasks.inr_editing import InrEditingTask, editing_data
+    from metanet.tasks.plan_score import PlanScoreTask
+    from metanet.tasks.plan_score_data import plan_score_data
     from metanet.train import TrainerSettings
 
     task = task_from_mapping(config["task"])
@@ -87,9 +100,14 @@ def prepare(config: Mapping[str, Any]) -> Training:
             places = progress(place_items(zoo, task), "run networks", len(zoo))
             found = place_data(places, task.level, task.column, seed=settings.seed, resplit=resplit)
             return Training(task, found, config["model"], settings, Path(config["folder"]), zoo, config)
+        if isinstance(task, PlanScoreTask):
+            stacks = progress(plan_score_stacks(zoo, task), "measure plans", len(zoo.architectures))
+            scored = plan_score_data(stacks, task.plans, seed=settings.seed, resplit=resplit)
+            return Training(task, scored, config["model"], settings, Path(config["folder"]), zoo, config)
         items = progress(zoo_items(zoo, task.column), "read networks", len(zoo))
-    elif isinstance(task, PlaceTask):
-        raise ConfigError(f"{kind!r} given, but task={task.name} runs networks of a zoo", where="dataset.kind")
+    elif isinstance(task, PlaceTask | PlanScoreTask):
+        name = task.describe()["task"]
+        raise ConfigError(f"{kind!r} given, but task={name} runs networks of a zoo", where="dataset.kind")
     elif kind == "labelled_folder":
         folder = labelled_folder(dataset)
         items = progress(folder.items(task.column), "read networks", len(folder.rows()))

@@ -9,18 +9,20 @@ from metanet.errors import ConfigError
 from metanet.tasks.inr import InrClassificationTask
 from metanet.tasks.inr_editing import InrEditingTask
 from metanet.tasks.place_task import EdgeTask, PlaceTask, UnitTask
+from metanet.tasks.plan_score import PlanScoreTask
 from metanet.tasks.property import PropertyTask
 
-TASKS: Mapping[str, Callable[[Mapping[str, Any]], PropertyTask | PlaceTask | InrEditingTask]] = {
+TASKS: Mapping[str, Callable[[Mapping[str, Any]], PropertyTask | PlaceTask | InrEditingTask | PlanScoreTask]] = {
     "property": PropertyTask.from_mapping,
     "inr_classification": InrClassificationTask.from_mapping,
     "inr_editing": InrEditingTask.from_mapping,
     "unit": UnitTask.from_mapping,
     "edge": EdgeTask.from_mapping,
+    "plan_score": PlanScoreTask.from_mapping,
 }
 
 
-def task_from_mapping(options: Mapping[str, Any]) -> PropertyTask | PlaceTask | InrEditingTask:
+def task_from_mapping(options: Mapping[str, Any]) -> PropertyTask | PlaceTask | InrEditingTask | PlanScoreTask:
     """The task that `options["task"]` names, with the other options.
 
     Raises:
