@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metanet.errors import FieldError
 from metanet.fields.fitting import check_sizes, check_spec
 from metanet.fields.layout import Layout, Piece
+from metanet.fields.parts import Table
 from metanet.fields.places import Places, Sampling
 from symmetry import SymmetrySpec
 
@@ -103,16 +104,21 @@ class Field(nn.Module, abc.ABC):
                     shape = [1] * found.ndim
                     shape[dim] = -1
                     found = found * places[space].shares.to(found).view(shape)
-            return found
+            return found.to(getattr(torch, self.spec.tensors[piece.tensor].dtype))
 
         constants = dict(zip(self.layout.constants, range(len(self.layout.constants)), strict=True))
         return self.layout.assemble(sizes, written, lambda name: self.get_buffer(f"constant_{constants[name]}"))
 
-    def full_places(self, piece: Piece) -> list[Places | None]:
-        """Where the units of every leaf of a piece stand at full width; ``None`` for a fixed one."""
+    def start_values(self, piece: Piece, state: Mapping[str, Tensor]) -> Tensor:
+        """The values of a piece in a network of full width; in float32 at least, to learn from there."""
+        values = self.layout.read(piece, state)
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def places(self, piece: Piece, sizes: Mapping[str, int] | None = None) -> list[Places | None]:
+        """Where the units of every leaf of a piece stand, at full width by default; ``None`` for a fixed one."""
         return [
-            None if space is None else self._places(space, size, size)
-            for space, size in zip(piece.spaces, piece.full, strict=True)
+            None if space is None else self._places(space, (sizes or {}).get(space, full), full)
+            for space, full in zip(piece.spaces, piece.full, strict=True)
         ]
 
     def _places(self, space: str, size: int, full: int) -> Places:
@@ -138,6 +144,22 @@ class Field(nn.Module, abc.ABC):
     @abc.abstractmethod
     def options(self) -> dict[str, Any]:
         """What the field is made with again, beside spec and sampling: JSON values."""
+
+    def folded_state(self) -> dict[str, Tensor]:
+        """The field's numbers as they are stored: tables times the scales that training keeps apart."""
+        scaled = {f"parts.{key}.table": part.scale for key, part in self.parts.items() if isinstance(part, Table)}
+        return {
+            name: tensor * scaled.get(name, 1.0) if name in scaled else tensor
+            for name, tensor in self.state_dict().items()
+        }
+
+    def fold(self) -> None:
+        """Take the scales into the tables, in place; the same weights are written, bit by bit."""
+        with torch.no_grad():
+            for part in self.parts.values():
+                if isinstance(part, Table):
+                    part.table.mul_(part.scale)
+                    part.scale = 1.0
 
     @property
     def stored(self) -> int:

@@ -66,12 +66,14 @@ class Skeletons:
     def run(self, state: Mapping[str, Tensor], sizes: Mapping[str, int], inputs: Sequence[Any], train: bool) -> Any:
         """The outputs of the network that a state is, with gradients to the state.
 
-        In training mode batch norms use the statistics of the batch, and the state is not changed.
+        In training batch norms use the statistics of the batch, and the state is not changed. Everything else runs as
+        in eval mode: dropout would draw from the global generator.
         """
-        module = self.get(state, sizes)
-        module.train(train)
+        module = self.get(state, sizes).eval()
         if train:
-            state = {name: tensor.clone() if not tensor.requires_grad else tensor for name, tensor in state.items()}
+            for norm in (each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)):
+                norm.train()
+            state = {name: tensor if tensor.requires_grad else tensor.clone() for name, tensor in state.items()}
         return functional_call(module, dict(state), tuple(inputs))
 
 

@@ -11,6 +11,7 @@ ordinary one all the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class KnotsField(Field):
         state: a network of full width: scales, constants, biases and gains start from it.
         sampling: how coordinates are laid out.
         knots: how many knots each space has; one per unit of the full width if ``None``, and never more.
-        rank: R of the separable form; the grid form if ``None``.
+        rank: R of the separable form, which is used for pieces that it saves numbers for; the grid form if ``None``.
         width_knots: at how many widths, evenly spaced, small tables have their own values; 1: they do not vary.
         widths: the lowest and the highest of these widths; outside them the tables stay as they are at the ends.
         start: ``random`` weights of the size of those of ``state``, or ``fit``: the weights of ``state`` as close as
@@ -77,7 +78,7 @@ class KnotsField(Field):
             raise FieldError("features of norm 1 cannot start from given weights", hint="use normalised=False")
         self.gains = nn.ModuleDict()
         for piece in self.layout.pieces:
-            values = self.layout.read(piece, state).float()
+            values = self.start_values(piece, state)
             self.parts[piece.key] = (
                 self._weight(piece, values, generator) if piece.weighs else self._small(piece, values)
             )
@@ -90,19 +91,19 @@ class KnotsField(Field):
         ]
 
     def _small(self, piece: Piece, values: Tensor) -> Table:
-        counts, places = self.count(piece), self.full_places(piece)
+        counts, places = self.count(piece), self.places(piece)
         for dim, here in enumerate(places):
             if here is not None:
                 values = to_knots(values, dim, here, counts[dim])
         return Table(values, 1.0, self.width_knots, self.widths, piece.trained)
 
     def _weight(self, piece: Piece, values: Tensor, generator: torch.Generator | None) -> nn.Module:
-        counts, places, scale = self.count(piece), self.full_places(piece), start_scale(piece, values)
+        counts, places, scale = self.count(piece), self.places(piece), start_scale(piece, values)
         if self.width_knots > 1:
             written = [size for size, role in zip(counts, piece.roles, strict=True) if role == "out"]
-            self.gains[piece.key] = Table(torch.zeros(written), 1.0, self.width_knots, self.widths)
-        if self.rank is not None:
-            product = Product(piece, counts, self.rank, scale, self.normalised, generator)
+            self.gains[piece.key] = Table(torch.zeros(written, dtype=values.dtype), 1.0, self.width_knots, self.widths)
+        if self.rank is not None and self._saves(piece, counts):
+            product = Product(piece, counts, self.rank, scale, self.normalised, generator, values.dtype)
             if self.start == "fit":
                 product.fit(values, places)
             return product
@@ -111,7 +112,15 @@ class KnotsField(Field):
                 if here is not None:
                     values = to_knots(values, dim, here, counts[dim])
             return Table(values, scale)
-        return Table(torch.randn(counts, generator=generator) * scale, scale)
+        return Table(torch.randn(counts, generator=generator, dtype=values.dtype) * scale, scale)
+
+    def _saves(self, piece: Piece, counts: list[int]) -> bool:
+        """Whether a product of the rank holds fewer numbers than a table."""
+        sides = [
+            math.prod(size for size, role in zip(counts, piece.roles, strict=True) if (role == "out") == written)
+            for written in (True, False)
+        ]
+        return (self.rank or 0) * sum(sides) < math.prod(counts)
 
     def values(self, piece: Piece, places: Mapping[str, Places], width: float) -> Tensor:
         here = [None if space is None else places[space] for space in piece.spaces]

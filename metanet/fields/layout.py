@@ -127,9 +127,15 @@ class Layout:
             )
         return found
 
-    def read(self, piece: Piece, state: Mapping[str, Tensor]) -> Tensor:
-        """The values of a piece in a state of full width, one dimension per leaf."""
-        return tensor_blocks(self.spec.axes[piece.tensor])[piece.number].read(state[piece.tensor].detach())
+    def read(self, piece: Piece, state: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None) -> Tensor:
+        """The values of a piece in a state, one dimension per leaf; at full width if no sizes are given."""
+        blocks_of = tensor_blocks(self.spec.axes[piece.tensor])
+        if sizes is not None:
+            blocks_of = self._blocks(self._key(sizes))[piece.tensor][1]
+        return blocks_of[piece.number].read(state[piece.tensor].detach())
+
+    def _key(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(sizes.get(name, size) for name, size in self.full.items())
 
     def assemble(
         self, sizes: Mapping[str, int], values: Callable[[Piece], Tensor], constants: Callable[[str], Tensor]
@@ -141,7 +147,7 @@ class Layout:
             values: of a piece, one dimension per leaf.
             constants: what is not written by a field, by its name.
         """
-        sized = self._blocks(tuple(sizes[name] for name in self.full))
+        sized = self._blocks(self._key(sizes))
         written: dict[str, list[Piece]] = {}
         for piece in self.pieces:
             written.setdefault(piece.tensor, []).append(piece)

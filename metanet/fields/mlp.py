@@ -175,14 +175,14 @@ class MlpField(Field):
         self.hidden, self.blocks, self.frequencies = hidden, blocks, frequencies
         self.width_knots, self.widths = width_knots, widths
         for piece in self.layout.pieces:
-            values, places = self.layout.read(piece, state).float(), self.full_places(piece)
+            values, places = self.start_values(piece, state), self.places(piece)
             if not piece.weighs or not any(piece.spaces):
                 for dim, here in enumerate(places):
                     if here is not None:
                         values = to_knots(values, dim, here, here.size)
                 self.parts[piece.key] = Table(values, 1.0, width_knots, widths, piece.trained)
                 continue
-            perceptron = Perceptron(piece, hidden, blocks, frequencies, generator)
+            perceptron = Perceptron(piece, hidden, blocks, frequencies, generator).to(values.dtype)
             perceptron.settle(places, start_scale(piece, values))
             if start == "fit":
                 perceptron.fit(values, places)

@@ -28,11 +28,31 @@ def interpolate(values: Tensor, dim: int, places: Places) -> Tensor:
 
 
 def to_knots(values: Tensor, dim: int, places: Places, knots: int) -> Tensor:
-    """Knots from which interpolation comes closest to the values, in least squares, along one dimension."""
+    """Knots from which interpolation comes closest to the values, in least squares, along one dimension.
+
+    Of all that come equally close it takes those nearest to the values interpolated at the knots: knots that no unit
+    reads, or few read together, are like their neighbours.
+    """
     if knots == places.full and places.prefix and places.size == knots:
         return values
-    inverse = torch.linalg.pinv(places.hats(knots)).to(values)
-    return torch.tensordot(inverse, values, dims=([1], [dim])).movedim(0, dim)
+    reads = places.hats(knots)
+    near = _lines(places.positions, (torch.arange(knots, dtype=torch.float64) + 0.5) / knots)
+    inverse = torch.linalg.pinv(reads)
+    whole = (near + inverse @ (torch.eye(places.size, dtype=torch.float64) - reads @ near)).to(values)
+    return torch.tensordot(whole, values, dims=([1], [dim])).movedim(0, dim)
+
+
+def _lines(nodes: Tensor, at: Tensor) -> Tensor:
+    """Weights of linear interpolation from rising nodes, constant outside. Shapes: (n,), (m,) -> (m, n)."""
+    if len(nodes) == 1:
+        return torch.ones(len(at), 1, dtype=nodes.dtype)
+    above = torch.searchsorted(nodes, at).clamp(1, len(nodes) - 1)
+    share = ((at - nodes[above - 1]) / (nodes[above] - nodes[above - 1]).clamp_min(1e-12)).clamp(0, 1)
+    found = torch.zeros(len(at), len(nodes), dtype=nodes.dtype)
+    rows = torch.arange(len(at))
+    found[rows, above - 1] = 1 - share
+    found[rows, above] = share
+    return found
 
 
 class Table(nn.Module):
@@ -59,7 +79,7 @@ class Table(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = widths
-        stored = (values / scale).float().clone()
+        stored = (values / scale).clone()
         if width_knots > 1:
             stored = stored.expand(width_knots, *values.shape).clone()
         self.varies, self.scale = width_knots > 1, float(scale)
@@ -98,6 +118,7 @@ class Product(nn.Module):
         scale: what the product is multiplied by.
         normalised: whether features are scaled to root mean square 1, for each unit.
         generator: of the start: standard normal numbers.
+        dtype: of the tables.
     """
 
     def __init__(
@@ -108,19 +129,22 @@ class Product(nn.Module):
         scale: float,
         normalised: bool,
         generator: torch.Generator | None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.normalised = normalised
         self.written = [dim for dim, role in enumerate(piece.roles) if role == "out"]
         self.others = [dim for dim in range(len(piece.roles)) if dim not in self.written]
         self.scale: Tensor
-        self.register_buffer("scale", torch.tensor(float(scale)))
-        self.a = nn.Parameter(torch.randn(*(knots[dim] for dim in self.written), rank, generator=generator))
-        self.b = nn.Parameter(torch.randn(*(knots[dim] for dim in self.others), rank, generator=generator))
+        self.register_buffer("scale", torch.tensor(float(scale), dtype=dtype))
+        self.a, self.b = (
+            nn.Parameter(torch.randn(*(knots[dim] for dim in dims), rank, generator=generator, dtype=dtype))
+            for dims in (self.written, self.others)
+        )
 
     def fit(self, values: Tensor, places: Sequence[Places | None]) -> None:
         """Start from the best product of this rank to the values of full width (singular value decomposition)."""
-        moved = values.float().permute(*self.written, *self.others) / self.scale
+        moved = values.permute(*self.written, *self.others) / self.scale
         split = len(self.written)
         shape = moved.shape
         matrix = moved.reshape(math.prod(shape[:split]), -1)

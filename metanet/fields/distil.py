@@ -1,0 +1,156 @@
+"""How does a trained network become a field, and how well is its function kept at each width?
+
+The network's units are put in order, a field starts at its weights, as closely as its form allows, and is trained with
+the network as teacher at all widths. Each width is then certified by running the generated network beside the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metanet.checkpoint import Architecture
+from metanet.errors import FieldError
+from metanet.fields.fitting import sizes_of, varying
+from metanet.fields.folder import KINDS, StoredField
+from metanet.fields.generate import Skeletons, materialise
+from metanet.fields.order import ordered
+from metanet.fields.places import Sampling
+from metanet.fields.settings import FieldSettings
+from metanet.fields.statistics import estimate
+from metanet.fields.train import Training, train
+from metanet.morph import cost
+from metanet.morph.modules import put_tensors
+from metanet.score import compare
+from metanet.score.certificate import Certificate
+from symmetry import SymmetrySpec
+
+__all__ = ["Recipe", "certify", "distil"]
+
+# Statistics are averages over this many inputs; more change them by less than widths between the tables do.
+MOST_INPUTS = 2048
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a network, and how.
+
+    Args:
+        kind: of the field: ``knots`` or ``mlp``.
+        options: of its class.
+        sampling: how coordinates are laid out.
+        order: of the units: see :mod:`metanet.fields.order`; ``None``: ``importance`` for coordinates that are cut,
+            ``smooth`` for those that are spread.
+        settings: of the training.
+        seed: of everything that is drawn.
+
+    Raises:
+        FieldError: for an unknown kind.
+    """
+
+    kind: str = "knots"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=lambda: Sampling("cut", "copies"))
+    order: str | None = None
+    settings: FieldSettings = field(default_factory=lambda: FieldSettings(distil=1.0))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise FieldError(f"kind of field {self.kind!r}", hint=f"expected one of {', '.join(KINDS)}")
+
+
+def distil(
+    model: nn.Module,
+    spec: SymmetrySpec,
+    example_inputs: Sequence[Any],
+    data: Training,
+    recipe: Recipe,
+    architecture: Architecture | None = None,
+    state_file: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> StoredField:
+    """Make a field of a network.
+
+    Args:
+        model: the trained network, the teacher; it is not changed.
+        spec: of it.
+        example_inputs: one entry per argument of ``forward``.
+        data: inputs to learn on; its teacher is set here.
+        recipe: see :class:`Recipe`.
+        architecture: of the network, to be stored with the field.
+        state_file: see :func:`metanet.fields.train.train`.
+        progress: see there.
+
+    Raises:
+        FieldError: if the network has no width that can change, or the data do not fit.
+    """
+    spaces = varying(spec, data.spaces)
+    order = recipe.order or ("importance" if recipe.sampling.way == "cut" else "smooth")
+    found = ordered(spec, model.state_dict(), order)
+    teacher = copy.deepcopy(model).eval()
+    put_tensors(teacher, found.state)
+    settings = recipe.settings
+    options = {"widths": (settings.low, max(settings.high, 1.0)), "start": "fit", **recipe.options}
+    if recipe.kind == "knots" and options.get("rank") is not None:
+        options.setdefault("normalised", False)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    made = KINDS[recipe.kind](spec, found.state, recipe.sampling, generator=generator, **options)
+    skeletons = Skeletons(teacher, spec, example_inputs)
+    history = train(
+        made, skeletons, replace(data, teacher=teacher, spaces=spaces), settings, recipe.seed, state_file, progress
+    )
+    batches = [(rows,) for rows in data.inputs[:MOST_INPUTS].split(max(settings.batch, 256)) if len(rows) > 1]
+    estimate(made, skeletons, batches, spaces)
+    made.fold()
+    record = {
+        "settings": settings.to_json(),
+        "seed": recipe.seed,
+        "order": order,
+        "variation": [found.before, found.after],
+        "inputs": len(data.inputs),
+        "last": history[-1] if history else {},
+        "stored": made.stored,
+    }
+    return StoredField(made, (settings.low, settings.high), spaces, architecture, record)
+
+
+def certify(
+    stored: StoredField,
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    inputs: Any,
+    labels: Tensor | None,
+    widths: Sequence[float],
+    origin: str | None = None,
+    seed: int = 0,
+) -> dict[str, Certificate]:
+    """How far the networks of some widths are from a given one; both are run.
+
+    Args:
+        stored: the field.
+        model: the network of full width to compare with.
+        example_inputs: one entry per argument of ``forward``.
+        inputs: to compare on; see :func:`metanet.score.compare`.
+        labels: classes or targets, if there are any.
+        widths: shares of the full width.
+        origin: of the inputs, in words.
+        seed: of the intervals.
+    """
+    before = cost(model, example_inputs).to_json()
+    versions = {name: importlib.metadata.version(name) for name in ("metanet", "torch")}
+    found = {}
+    for width in widths:
+        sizes = sizes_of(stored.field.spec, width, stored.spaces)
+        made = materialise(stored.field, model, sizes, example_inputs)
+        score = compare(model, made, inputs, labels, origin=origin, seed=seed, layers=None, line=0, resamples=200)
+        plan = {"field": stored.field.kind, "width": width, "sizes": sizes}
+        found[f"{width:g}"] = Certificate(plan, score, before, cost(made, example_inputs).to_json(), versions)
+    return found
