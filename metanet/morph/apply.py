@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import symmetry
 from metanet.errors import PlanError
+from metanet.morph.behind import refit_behind
 from metanet.morph.compensate import Compensation, compensate
 from metanet.morph.edits import Edit, ModuleEdit, SpaceEdit, StateEdit
 from metanet.morph.function import TOLERANCE, Function
@@ -61,7 +62,7 @@ class Morph:
         source_names: names of its state.
         steps: how to undo, with
         stored: what algebra does not give back.
-        uncompensated: weights that read dropped units and could not be refitted.
+        uncompensated: weights that read dropped units, and edits behind which nothing could be refitted.
     """
 
     model: nn.Module
@@ -112,7 +113,8 @@ def apply(
         spec: of the model, if it is known; traced otherwise.
         approximate: accept edits that claim to be exact and are not (a layer norm over units copied unevenly).
         batch_norm_data: argument lists of ``forward``, to estimate running statistics again at the end.
-        compensation: how the readers of dropped units are refitted; they are left alone by default.
+        compensation: how the readers of dropped and merged units, and what stands behind blocks that were dropped, are
+            refitted; they are left alone by default.
 
     Raises:
         PlanError: if the plan is for another architecture, an edit does not fit or is not exact, or a module cannot be
@@ -129,12 +131,15 @@ def apply(
     # Edits are done in float64, so that what they claim can be told apart from what storing the result rounds off.
     wide, inputs = copy.deepcopy(model).to(torch.float64), doubled(example_inputs)
     work, here, function = wide, found, first
-    for stage in replay(plan, wide, inputs, found):
+    for stage in replay(plan, wide, inputs, found, apart=compensation is not None):
         spaces = [edit for edit in stage.edits if isinstance(edit, SpaceEdit)]
         rebuilt: list[Rebuilding] = []
         if compensation is not None and spaces:
             rebuilt, missed = compensate(work, stage.model, here, spaces, compensation)
             skipped += missed
+        elif compensation is not None and _changes_modules(stage.edits):
+            done = refit_behind(work, stage.model, here, stage.spec, compensation)
+            skipped += [] if done else [str(stage.edits[0])]
         error, group = function.error(stage.model), stage.edits
         exact = all(edit.exact for edit in group)
         if exact and error > TOLERANCE and not approximate:
@@ -184,7 +189,9 @@ class Stage:
     steps: tuple[Step, ...]
 
 
-def replay(plan: Plan, model: nn.Module, example_inputs: Sequence[Any], spec: SymmetrySpec) -> Iterator[Stage]:
+def replay(
+    plan: Plan, model: nn.Module, example_inputs: Sequence[Any], spec: SymmetrySpec, apart: bool = False
+) -> Iterator[Stage]:
     """Do the edits of a plan one group after the other, without asking whether the function is kept.
 
     Args:
@@ -192,6 +199,8 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Sequence[Any], spec: Sy
         model: the network; it is not changed.
         example_inputs: one entry per argument of ``forward``.
         spec: of the model.
+        apart: do edits of spaces and moves within the group one after the other, so that what is in between can be
+            looked at.
 
     Raises:
         PlanError: as in :func:`apply`.
@@ -204,7 +213,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Sequence[Any], spec: Sy
             f"the plan is for another architecture ({plan.fingerprint[:12]}, here {here[:12]})",
             hint="make a plan for this network",
         )
-    for group in _groups(plan.edits):
+    for group in _groups(plan.edits, apart):
         if isinstance(group[0], ModuleEdit):
             edit = group[0].resolved(model)
             model = copy.deepcopy(model)
@@ -282,15 +291,22 @@ def _tied(spec: SymmetrySpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[spec.tensors[name].tied_to or name] for name in state}
 
 
-def _groups(edits: Sequence[Edit]) -> list[list[Edit]]:
+def _groups(edits: Sequence[Edit], apart: bool) -> list[list[Edit]]:
     """Neighbouring edits of spaces and states together, edits of modules each alone."""
     groups: list[list[Edit]] = []
     for edit in edits:
-        if groups and not isinstance(edit, ModuleEdit) and not isinstance(groups[-1][0], ModuleEdit):
+        last = groups[-1][0] if groups else edit
+        alone = isinstance(edit, ModuleEdit) or isinstance(last, ModuleEdit)
+        if groups and not alone and not (apart and isinstance(edit, StateEdit) != isinstance(last, StateEdit)):
             groups[-1].append(edit)
         else:
             groups.append([edit])
     return groups
+
+
+def _changes_modules(edits: Sequence[Edit]) -> bool:
+    """Whether modules were changed so that the function did: nothing has to be made up for behind exact edits."""
+    return isinstance(edits[0], ModuleEdit) and not edits[0].exact
 
 
 def _trace(model: nn.Module, example_inputs: Sequence[Any]) -> SymmetrySpec:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError
-from metanet.morph.compensate import obs_order, readers, reads_alone
+from metanet.morph.compensate import obs_order, readers, reading_dim, reads_alone
 from metanet.morph.edits import Keep, SpaceEdit, Widen
 from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
@@ -166,16 +166,22 @@ def narrow_by_obs(
             edits += [edit for edit in narrow(spec, state, {space: size}, "group_l2").edits if isinstance(edit, Keep)]
             continue
         covariance = torch.stack([seen[name].within for name in names]).mean(0)
-        gram = sum((_reader_gram(state[name], spec.axes[name], wanted[space][name]) for name in names), covariance * 0)
+        gram = sum(
+            (
+                _reader_gram(state[name], reading_dim(spec, name, wanted[space][name]), wanted[space][name])
+                for name in names
+            ),
+            covariance * 0,
+        )
         order = obs_order(covariance, gram, ridge)
         edits.append(Keep(space, sorted(order[-size:])))
     return Plan(tuple(edits), fingerprint(spec))
 
 
-def _reader_gram(weight: Tensor, axes: tuple[Axis, ...], axis: Axis) -> Tensor:
+def _reader_gram(weight: Tensor, dim: int, axis: Axis) -> Tensor:
     """W^T W over the units that a weight reads. Shapes: -> (n, n)."""
     units = next(leaf.size for leaf in axis.leaves() if isinstance(leaf, Atom))
-    flat = weight.double().movedim(axes.index(axis), 0).reshape(units, -1)
+    flat = weight.double().movedim(dim, 0).reshape(units, -1)
     return flat @ flat.mT
 
 

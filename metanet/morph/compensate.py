@@ -1,58 +1,44 @@
 """How are the readers of dropped units refitted so that the network still computes nearly the same?
 
-What a reader read, ``x``, is rebuilt from what is left of it, ``x'``, by ridge least squares: ``x ~ R^T x' + c``,
-shrunk to "every kept unit stands for itself"; the rebuilt units are folded into its weights: ``W' = W R^T``,
-``b' = b + W c``.
-Covariances come from inputs (data, or made up) or are given (predicted). For linear layers, convolutions (channels are
-mixed, each position a sample), attention (heads and units), and recurrent layers' readers.
+See :mod:`metanet.morph.refit` for how one reader is. Rebuilt units are shrunk to what they are without: a kept unit
+stands for itself, a merged one for those that it was made of. Covariances come from inputs (data, or made up) or are
+given (predicted). For linear layers, convolutions (channels are mixed, each position a sample), attention (heads, and
+units inside them), and recurrent layers' readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError
 from metanet.morph.edits import SpaceEdit
-from metanet.morph.moments import Moments, features, joint_moments
+from metanet.morph.moments import reader_inputs, watched
 from metanet.morph.rebuilding import Rebuilding, rebuilding
-from metanet.morph.resize import Resizing, resize, resized_spec, size_of
-from symmetry import Atom, Fixed, Product, SymmetrySpec
+from metanet.morph.refit import (
+    Compensation,
+    Steps,
+    bias_of,
+    folded,
+    mixtures,
+    read_moments,
+    rebuilding_matrix,
+    ridge_levels,
+    steps_of,
+    without_positions,
+    written,
+)
+from metanet.morph.resize import resized_spec, size_of
+from metanet.morph.running import doubled
+from metanet.morph.scores import ScorePair, refit_scores, score_pairs
+from symmetry import Atom, SymmetrySpec
 from symmetry.action import leaf_name
 from symmetry.spaces import Axis
 
-__all__ = ["Compensation", "compensate", "bias_of", "obs_order", "readers", "reads_alone"]
-
-
-@dataclass(frozen=True, eq=False)
-class Compensation:
-    """From what, and how, readers are refitted.
-
-    Args:
-        batches: argument lists of ``forward``: data, or inputs that are made up.
-        moments: in place of batches: mean and covariance of the units of a space as its readers see them, by space, for
-            instance predicted from weights alone. Shapes: (n,), (n, n).
-        ridge: weight of the shrinkage, in units of each feature's variance.
-        sequential: measure what is left in the network edited so far, so that later readers make up for what earlier
-            ones could not; otherwise in the old network. Needs batches.
-    """
-
-    batches: Sequence[Sequence[Any]] | None = None
-    moments: Mapping[str, tuple[Tensor, Tensor]] | None = None
-    ridge: float = 1e-3
-    sequential: bool = True
-
-    def __post_init__(self) -> None:
-        if (self.batches is None) == (self.moments is None):
-            raise PlanError("compensation takes batches or moments", hint="give one of them")
-        if not 0 <= self.ridge < float("inf"):
-            raise PlanError(f"ridge {self.ridge}, expected a number of at least 0")
-        if self.batches is not None and not len(self.batches):
-            raise PlanError("compensation from no batches", hint="give at least one")
+__all__ = ["Compensation", "bias_of", "compensate", "obs_order", "readers", "reading_dim", "reads_alone"]
 
 
 def readers(spec: SymmetrySpec, space: str) -> dict[str, Axis]:
@@ -70,11 +56,15 @@ def readers(spec: SymmetrySpec, space: str) -> dict[str, Axis]:
     return found
 
 
+def reading_dim(spec: SymmetrySpec, name: str, axis: Axis) -> int:
+    """Which axis of a weight reads; a square weight of one space writes it by another that is equal."""
+    roles = spec.tensors[name].roles
+    return next(dim for dim, found in enumerate(spec.axes[name]) if found == axis and roles[dim] == "in")
+
+
 def reads_alone(axis: Axis) -> bool:
     """Whether an axis runs over the units of one space, and over nothing but positions besides."""
-    while isinstance(axis, Product) and isinstance(axis.inner, Fixed):
-        axis = axis.outer
-    return isinstance(axis, Atom)
+    return isinstance(without_positions(axis), Atom)
 
 
 def compensate(
@@ -98,136 +88,71 @@ def compensate(
         they read cannot be watched.
 
     Raises:
-        PlanError: for moments of other shapes, or edits that mix units.
+        PlanError: for moments of other shapes, or inputs on which the network is not finite.
     """
-    changes = [edit.resizing(before) for edit in edits]
-    if any(change.writer is not None for change in changes) or len({c.space for c in changes}) != len(changes):
-        raise PlanError("compensation is for units that are kept or dropped, each space once", hint="compensate keep")
-    after = resized_spec(before, {change.space: change.size for change in changes})
-    narrowed = {c.space for c in changes if c.size < before.sizes[c.space]}
-    names = {name: axis for space in narrowed for name, axis in readers(before, space).items()}
-    order = sorted(names, key=lambda name: before.tensors[name].order)
-    state = {name: tensor.detach() for name, tensor in old.state_dict(keep_vars=True).items()}
-    target = new.state_dict(keep_vars=True)
+    steps = steps_of(before, edits)
+    narrowed = {change.space for spec, change in steps if change.size < spec.sizes[change.space]}
+    if not narrowed:
+        return [], []
+    work = _Work(old, new, before, steps, {name: axis for s in narrowed for name, axis in readers(before, s).items()})
+    pairs = score_pairs(before, narrowed)
+    # A weight reads before what it writes is refitted in its turn.
+    order = sorted([*work.axes, *pairs], key=lambda item: (_place(before, item), isinstance(item, ScorePair)))
+    if compensation.batches is not None and compensation.sequential:
+        # What reads what it has written starts from what the old network says: else it is fitted to its own errors.
+        calls = reader_inputs(watched(old), doubled(compensation.batches[0]))
+        for name in (name for name in order if isinstance(name, str) and len(calls.get(name, ())) > 1):
+            work.refit(name, replace(compensation, sequential=False))
     found: list[Rebuilding] = []
-    skipped = []
-    for name in order:
-        axis, dim = names[name], before.axes[name].index(names[name])
-        axes = axis, after.axes[name][dim]
-        index = _moved_index(axis, changes, before)
-        selection = _selection(axes, index)
+    skipped: list[str] = []
+    for item in order:
         try:
-            moments = _moments(name, old, new, before, axes, selection, compensation)
+            if isinstance(item, ScorePair):
+                refit_scores(item, old, new, before, work.after, steps, compensation)
+            else:
+                found.append(work.refit(item, compensation))
         except PlanError as error:
             if "nothing was seen" not in error.reason:
                 raise
-            skipped.append(name)
-            continue
-        rebuilt = _rebuild(moments, selection, compensation.ridge)
-        found.append(rebuilding(name, axis, rebuilt, selection, moments.within))
-        bias = bias_of(name, target)
-        outer = 1 - dim  # a weight reads by one of its first two axes and writes by the other
-        rows = _moved_index(before.axes[name][outer], changes, before)
-        weight = state[name].double().index_select(outer, rows)
-        moved, shift = _folded(weight, dim, axis, rebuilt, moments, bias is not None)
-        with torch.no_grad():
-            target[name].copy_(moved.to(target[name]))
-            if bias is not None:
-                target[bias].add_(shift.to(target[bias]))
+            skipped += item.weights if isinstance(item, ScorePair) else [item]
     return found, skipped
 
 
-def _moments(
-    name: str,
-    old: nn.Module,
-    new: nn.Module,
-    before: SymmetrySpec,
-    axes: tuple[Axis, Axis],
-    selection: Tensor,
-    compensation: Compensation,
-) -> Moments:
-    if compensation.batches is not None and compensation.sequential:
-        return joint_moments(old, new, compensation.batches, {name: axes})[name]
-    if compensation.batches is not None:
-        whole = joint_moments(old, old, compensation.batches, {name: (axes[0], axes[0])})[name]
-        mean, covariance = whole.mean, whole.within
-    else:
-        space = leaf_name(axes[0].leaves()[0]) or ""
-        given = (compensation.moments or {}).get(space)
-        size = selection.shape[1]
-        if given is None or tuple(given[0].shape) != (size,) or tuple(given[1].shape) != (size, size):
-            shown = "nothing" if given is None else f"shapes {tuple(given[0].shape)} and {tuple(given[1].shape)}"
-            raise PlanError(f"moments of {space!r}, read by {name}: {shown}, expected ({size},) and ({size}, {size})")
-        mean, covariance = (value.double() for value in given)
-    return Moments(1, selection @ mean, mean, selection @ covariance @ selection.mT, selection @ covariance)
+class _Work:
+    """The readers of one network, refitted in place, as often as it takes."""
+
+    def __init__(
+        self, old: nn.Module, new: nn.Module, before: SymmetrySpec, steps: Steps, axes: Mapping[str, Axis]
+    ) -> None:
+        last, change = steps[-1]
+        self.old, self.new, self.before, self.steps, self.axes = old, new, before, steps, axes
+        self.after = resized_spec(last, {change.space: change.size})
+        self.state = old.state_dict(keep_vars=True)
+        self.target = new.state_dict(keep_vars=True)
+        self.shifts: dict[str, Tensor] = {}
+
+    def refit(self, name: str, compensation: Compensation) -> Rebuilding:
+        """One reader, from the weight that it was."""
+        axis, target = self.axes[name], self.target[name]
+        dim = reading_dim(self.before, name, axis)
+        take, prior = mixtures(axis, self.steps)
+        both = axis, self.after.axes[name][dim]
+        moments = read_moments(name, self.old, self.new, both, take, compensation)
+        rebuilt = rebuilding_matrix(moments, prior, compensation.ridge)
+        bias = bias_of(name, self.target)
+        weight = written(name, self.state[name], dim, self.before, self.steps)
+        left, shift = folded(weight, dim, axis, rebuilt, moments, bias is not None)
+        with torch.no_grad():
+            target.copy_(left.to(target))
+            if bias is not None:
+                self.target[bias].add_((shift - self.shifts.get(name, 0)).to(self.target[bias]))
+        self.shifts[name] = shift
+        return rebuilding(name, axis, rebuilt, take, moments.within)
 
 
-def _selection(axes: tuple[Axis, Axis], index: Tensor) -> Tensor:
-    """For each feature that is left the old one that it is, as a matrix. Shapes: -> (m, n)."""
-    # Positions share their features: each place of an axis is told by the feature that it belongs to.
-    feature = features(torch.arange(axes[0].size).reshape(1, -1), axes[0])
-    place = torch.empty(axes[0].size, dtype=torch.long)
-    place[feature] = torch.arange(feature.shape[-1]).expand(feature.shape)
-    rows = features(place[index].reshape(1, -1), axes[1])[0]
-    return torch.zeros(len(rows), feature.shape[-1], dtype=torch.float64).scatter_(1, rows[:, None], 1.0)
-
-
-def _moved_index(axis: Axis, changes: Sequence[Resizing], spec: SymmetrySpec) -> Tensor:
-    """Which old place of an axis stands at each new one. Shapes: -> (new size,)."""
-    info = replace(next(iter(spec.tensors.values())), shape=(axis.size,), roles=("out",), tied_to=None)
-    small = replace(spec, axes={"x": (axis,)}, tensors={"x": info}, factors=(), linear=(), shifts=())
-    state = {"x": torch.arange(axis.size)}
-    for change in changes:
-        state = resize(small, state, Resizing(change.space, change.source))
-        small = resized_spec(small, {change.space: change.size})
-    return state["x"]
-
-
-def _rebuild(moments: Moments, selection: Tensor, ridge: float) -> Tensor:
-    """R with x ~ R^T x' + c. Shapes: -> (m, n)."""
-    level = _level(moments.within, ridge)
-    return torch.linalg.solve(moments.within + torch.diag(level), moments.across + level[:, None] * selection)
-
-
-def _level(covariance: Tensor, ridge: float) -> Tensor:
-    """What is added to the variance of each unit: in units of its own, so that scaling a unit changes nothing.
-
-    Shapes: (n, n) -> (n,)
-    """
-    variance = covariance.diagonal().double()
-    # A unit that never moves has no scale of its own.
-    return ridge * torch.where(variance > 1e-12 * variance.mean(), variance, variance.mean().clamp_min(1e-12))
-
-
-def _folded(
-    weight: Tensor, dim: int, axis: Axis, rebuilt: Tensor, moments: Moments, shifted: bool
-) -> tuple[Tensor, Tensor]:
-    """The weight that reads what is left, and what its bias gains. Shapes: as the weight; (outputs,)."""
-    front = weight.double().movedim(dim, -1)
-    constant = moments.other - rebuilt.mT @ moments.mean if shifted else torch.zeros_like(moments.other)
-    units = rebuilt.shape[1]
-    positions = axis.size // units
-    wide = front.unflatten(-1, (units, positions))
-    moved = torch.einsum("...up,mu->...mp", wide, rebuilt).flatten(-2)
-    per_output = torch.einsum("...up,u->...", wide, constant)
-    # What is left over beside the outputs are positions of a kernel, each of which adds the constant.
-    shift = per_output.reshape(per_output.shape[0], -1).sum(1)
-    return moved.movedim(-1, dim), shift
-
-
-def bias_of(weight: str, names: Collection[str]) -> str | None:
-    """The bias that stands beside a weight, by the names that torch gives them."""
-    head, _, last = weight.rpartition(".")
-    for old, new in (
-        ("weight_ih", "bias_ih"),
-        ("weight_hh", "bias_hh"),
-        ("in_proj_weight", "in_proj_bias"),
-        ("weight", "bias"),
-    ):
-        if last.startswith(old):
-            name = f"{head}.{last.replace(old, new, 1)}" if head else last.replace(old, new, 1)
-            return name if name in names else None
-    return None
+def _place(spec: SymmetrySpec, item: str | ScorePair) -> int:
+    """When something is read in the order of the data."""
+    return max(spec.tensors[name].order for name in (item.weights if isinstance(item, ScorePair) else [item]))
 
 
 def obs_order(covariance: Tensor, sensitivity: Tensor, ridge: float = 1e-3) -> list[int]:
@@ -247,7 +172,7 @@ def obs_order(covariance: Tensor, sensitivity: Tensor, ridge: float = 1e-3) -> l
         (n, n), (n, n) -> n units, the first to be dropped in front
     """
     size = len(covariance)
-    inverse = torch.linalg.inv(covariance.double() + torch.diag(_level(covariance, ridge)))
+    inverse = torch.linalg.inv(covariance.double() + torch.diag(ridge_levels(covariance, ridge)))
     gram, left, order = sensitivity.double().clone(), list(range(size)), []
     for _ in range(size):
         here = torch.tensor(left)

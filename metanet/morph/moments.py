@@ -23,7 +23,7 @@ from metanet.morph.unrolled import unroll
 from symmetry import Fixed, Product
 from symmetry.spaces import Axis
 
-__all__ = ["Moments", "Watch", "features", "joint_moments", "reader_inputs", "watched"]
+__all__ = ["Moments", "Watch", "features", "joint_moments", "reader_inputs", "watch", "watched"]
 
 _CONVOLUTIONS = (
     functional.conv1d,
@@ -58,26 +58,41 @@ class Moments:
 
 
 class Watch(TorchFunctionMode):
-    """Notes what every linear map reads, by the name of its weight, in the order of the calls."""
+    """Notes what every linear map reads, by the name of its weight, in the order of the calls.
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    A part of a weight (the queries' rows of a fused projection) is known by the weight that it is a part of.
+
+    Args:
+        names: of weights, by identity.
+        forced: by name, what the calls give in place of what they would, in their order.
+
+    Attributes:
+        seen: what was read. Shapes: each (..., features).
+        made: what came out.
+    """
+
+    def __init__(self, names: Mapping[int, str], forced: Mapping[str, Sequence[Tensor]] | None = None) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.forced = names, forced or {}
         self.seen: dict[str, list[Tensor]] = {}
+        self.made: dict[str, list[Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.linear or func in _CONVOLUTIONS:
-            given = args[0] if args else kwargs["input"]
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            name = self.names.get(id(weight))
-            if name is not None:
-                # Channels last, whatever reads them.
-                x = given
-                self.seen.setdefault(name, []).append(
-                    x if func is functional.linear else x.movedim(-weight.ndim + 1, -1)
-                )
-        return func(*args, **kwargs)
+        if func is not functional.linear and func not in _CONVOLUTIONS:
+            return func(*args, **kwargs)
+        given = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        name = self.names.get(id(weight)) or self.names.get(id(weight._base))
+        out = func(*args, **kwargs)
+        if name is None:
+            return out
+        # Channels last, whatever reads them.
+        x = given if func is functional.linear else given.movedim(-weight.ndim + 1, -1)
+        self.seen.setdefault(name, []).append(x)
+        self.made.setdefault(name, []).append(out)
+        forced, number = self.forced.get(name, ()), len(self.made[name]) - 1
+        return forced[number] if number < len(forced) else out
 
 
 def watched(model: nn.Module) -> nn.Module:
@@ -102,11 +117,22 @@ def reader_inputs(model: nn.Module, arguments: Sequence[Any]) -> dict[str, list[
     Shapes:
         each (..., features): features of a linear layer, channels of a convolution
     """
+    return watch(model, arguments).seen
+
+
+def watch(model: nn.Module, arguments: Sequence[Any], forced: Mapping[str, Sequence[Tensor]] | None = None) -> Watch:
+    """One run of a module, watched.
+
+    Args:
+        model: made by :func:`watched`.
+        arguments: of ``forward``.
+        forced: see :class:`Watch`.
+    """
     state = model.state_dict(keep_vars=True)
-    watch = Watch({id(tensor): name for name, tensor in reversed(state.items())})
-    with torch.no_grad(), watch:
+    mode = Watch({id(tensor): name for name, tensor in reversed(state.items())}, forced)
+    with torch.no_grad(), mode:
         model(*arguments)
-    return watch.seen
+    return mode
 
 
 def features(x: Tensor, axis: Axis) -> Tensor:
@@ -144,6 +170,7 @@ def joint_moments(
     batches: Iterable[Sequence[Any]],
     axes: Mapping[str, tuple[Axis, Axis]],
     missing_ok: bool = False,
+    forced: bool = False,
 ) -> dict[str, Moments]:
     """Moments of what weights read, in an old and an edited network that run on the same inputs.
 
@@ -153,6 +180,8 @@ def joint_moments(
         batches: argument lists of ``forward``.
         axes: for each weight the axis by which it reads, in the old and in the new network.
         missing_ok: leave out weights whose reading cannot be watched.
+        forced: let every linear map of the edited network give what it gave in the old one, so that weights read only
+            those differences which no other weight has passed on.
 
     Raises:
         PlanError: without batches, where the values are not finite, or where a weight is not read by a call of a linear
@@ -163,10 +192,14 @@ def joint_moments(
     sums = {name: _Sums() for name in axes}
     for batch in batches:
         arguments = doubled(batch)
-        first = reader_inputs(a, arguments)
-        second = first if b is a else reader_inputs(b, arguments)
+        run = watch(a, arguments)
+        first = run.seen
+        second = first if b is a else watch(b, arguments, run.made if forced else None).seen
         for name, (before, after) in axes.items():
-            for x, y in zip(first.get(name, ()), second.get(name, ()), strict=True):
+            reads = first.get(name, ()), second.get(name, ())
+            if len(reads[0]) != len(reads[1]):
+                continue  # a module that is used in several places, one of which is gone
+            for x, y in zip(*reads, strict=True):
                 if x.shape[-1] != before.size or y.shape[-1] != after.size:
                     break  # a grouped convolution reads more channels than each of its weights
                 sums[name].add(features(y, after), features(x, before))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metanet import morph
 from metanet.errors import PlanError
@@ -50,22 +48,6 @@ class Undivided(Widen):
 
     def resizing(self, spec: SymmetrySpec) -> Resizing:
         return Resizing(self.space, super().resizing(spec).source)
-
-
-@pytest.fixture
-def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of one structure share a trace: the tracer reads no weights."""
-    module: Any = importlib.import_module("metanet.morph.apply")
-    real: Callable[[nn.Module, Sequence[Any]], SymmetrySpec] = module._trace
-    known: dict[object, SymmetrySpec] = {}
-
-    def trace(model: nn.Module, inputs: Sequence[Any]) -> SymmetrySpec:
-        key = repr(model), tuple((name, value.shape) for name, value in model.state_dict().items())
-        if key not in known:
-            known[key] = real(model, inputs)
-        return known[key]
-
-    monkeypatch.setattr(module, "_trace", trace)
 
 
 @cache
