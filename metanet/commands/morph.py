@@ -23,8 +23,9 @@ Bring a network to another width or depth, or do the edits of a plan, and certif
 networks are run, the new one after it was read again from its folder in a fresh process.
 
 Dropped units are made up for by the units that are left, from the inputs of --data (a file of arrays, FILE:ARRAY, or
-a set: {", ".join(SETS)}) or, without it, from made-up inputs; the answer says which. Half of the inputs serve to edit,
-the other half to score. Wider networks, and blocks that are put in, are exact.
+a set: {", ".join(SETS)}) or, without it,
+from made-up inputs; the answer says which. Half of the inputs serve to edit, the other half to score. Wider
+networks, and blocks that are put in, are exact.
 
 With --max-kl or --min-agreement the change goes only as far as they allow. The exit code is 1, and nothing is
 written, if they allow none of it.

@@ -21,7 +21,8 @@ divergence, agreement, change of accuracy where labels are known, similarity of 
 line between the weights where their shapes agree. A and B may have other widths, depths and kinds, as long as inputs
 and outputs fit.
 
---data names a file of arrays (.npy, .npz, .safetensors; FILE:ARRAY picks one of several) or a set: {", ".join(SETS)}.
+--data names a file of arrays (.npy, .npz, .safetensors; FILE:ARRAY picks one of several) or a set:
+{", ".join(SETS)}.
 Without it, inputs are made up as the architecture of A describes them, and the answer says so.
 
 The exit code is 1 if a check that was asked for fails (--exact, --min-agreement, --max-kl), or if a network answers
