@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError
-from metanet.morph.compensate import obs_order, readers, reading_dim, reads_alone
+from metanet.morph.compensate import bias_of, obs_order, readers, reading_dim, reads_alone
 from metanet.morph.edits import Keep, SpaceEdit, Widen
 from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
@@ -123,7 +123,7 @@ def narrow(
         if size < scores.shape[-1]:
             kept = scores.topk(size, dim=-1).indices.sort(-1).values
             edits.append(Keep(space, kept.tolist()))
-    return Plan(tuple(edits), fingerprint(spec))
+    return Plan(_inner_first(spec, edits), fingerprint(spec))
 
 
 def narrow_by_obs(
@@ -165,7 +165,8 @@ def narrow_by_obs(
         if not names:
             edits += [edit for edit in narrow(spec, state, {space: size}, "group_l2").edits if isinstance(edit, Keep)]
             continue
-        covariance = torch.stack([seen[name].within for name in names]).mean(0)
+        read = [seen[name] if bias_of(name, state) else seen[name].about_zero() for name in names]
+        covariance = torch.stack([moments.within for moments in read]).mean(0)
         gram = sum(
             (
                 _reader_gram(state[name], reading_dim(spec, name, wanted[space][name]), wanted[space][name])
@@ -175,7 +176,12 @@ def narrow_by_obs(
         )
         order = obs_order(covariance, gram, ridge)
         edits.append(Keep(space, sorted(order[-size:])))
-    return Plan(tuple(edits), fingerprint(spec))
+    return Plan(_inner_first(spec, edits), fingerprint(spec))
+
+
+def _inner_first(spec: SymmetrySpec, edits: Sequence[SpaceEdit]) -> tuple[SpaceEdit, ...]:
+    """Units inside heads or groups are chosen for every head or group that is there, so before any of those goes."""
+    return tuple(sorted(edits, key=lambda edit: -len(spec.within.get(edit.space, ()))))
 
 
 def _reader_gram(weight: Tensor, dim: int, axis: Axis) -> Tensor:

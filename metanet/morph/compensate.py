@@ -97,7 +97,8 @@ def compensate(
     work = _Work(old, new, before, steps, {name: axis for s in narrowed for name, axis in readers(before, s).items()})
     pairs = score_pairs(before, narrowed)
     # A weight reads before what it writes is refitted in its turn.
-    order = sorted([*work.axes, *pairs], key=lambda item: (_place(before, item), isinstance(item, ScorePair)))
+    items: list[str | ScorePair] = [*work.axes, *pairs]
+    order = sorted(items, key=lambda item: (_place(before, item), isinstance(item, ScorePair)))
     if compensation.batches is not None and compensation.sequential:
         # What reads what it has written starts from what the old network says: else it is fitted to its own errors.
         calls = reader_inputs(watched(old), doubled(compensation.batches[0]))
@@ -134,14 +135,19 @@ class _Work:
     def refit(self, name: str, compensation: Compensation) -> Rebuilding:
         """One reader, from the weight that it was."""
         axis, target = self.axes[name], self.target[name]
+        spaces = {leaf.space.name for leaf in axis.leaves() if isinstance(leaf, Atom)}
+        if any(not set(self.before.within.get(space, ())) <= spaces for space in spaces):
+            # The groups of a convolution each read units of their own: one matrix cannot mix them.
+            raise PlanError(f"{name}: nothing was seen that it reads as a whole")
         dim = reading_dim(self.before, name, axis)
         take, prior = mixtures(axis, self.steps)
         both = axis, self.after.axes[name][dim]
         moments = read_moments(name, self.old, self.new, both, take, compensation)
-        rebuilt = rebuilding_matrix(moments, prior, compensation.ridge)
         bias = bias_of(name, self.target)
+        moments = moments.about_zero() if bias is None else moments
+        rebuilt = rebuilding_matrix(moments, prior, compensation.ridge)
         weight = written(name, self.state[name], dim, self.before, self.steps)
-        left, shift = folded(weight, dim, axis, rebuilt, moments, bias is not None)
+        left, shift = folded(weight, dim, axis, rebuilt, moments)
         with torch.no_grad():
             target.copy_(left.to(target))
             if bias is not None:

@@ -258,7 +258,7 @@ def units_of(spec: SymmetrySpec, space: str, given: Sequence[Any]) -> Tensor:
     try:
         units = torch.tensor(given)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"units of {space!r}: {clean(error, 80)}", hint="give whole numbers") from error
+        raise PlanError(f"units of {space!r}: {clean(repr(given), 60)}", hint="give lists of whole numbers") from error
     if units.is_floating_point() or units.dtype == torch.bool or units.numel() == 0:
         raise PlanError(f"units of {space!r}: {clean(repr(given), 60)}", hint="give at least one whole number")
     if units.ndim == 1:

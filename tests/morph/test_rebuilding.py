@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import symmetry
 from metanet import morph
 from metanet.errors import PlanError
 from metanet.morph import Compensation
@@ -50,3 +52,20 @@ def test_sources_are_ordered_by_what_they_add_and_named_by_space() -> None:
     assert found.units(4) == (("heads", 1), ("inside", 0))
     with pytest.raises(PlanError, match="place 6"):
         found.units(6)
+
+
+def test_groups_and_units_inside_them_go_together() -> None:
+    """A grouped convolution at half the width: the units are chosen for every group, then groups go."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+        ).eval()
+    inputs = (torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(1)),)
+    spec = symmetry.trace(model, inputs)
+    plan = morph.narrow(spec, model.state_dict(), morph.to_sizes(spec, 0.5))
+    made = morph.apply(plan, model, inputs, spec=spec, compensation=Compensation([inputs]))
+    assert (made.model[2].in_channels, made.model[2].out_channels, made.model[2].groups) == (2, 2, 2)
+    # Each group reads units of its own, which no single matrix mixes; the linear layer behind is refitted.
+    assert made.uncompensated == ("2.weight",)
+    assert [each.reader for each in made.records[0].rebuilt] == ["5.weight"]
