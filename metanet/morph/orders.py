@@ -96,5 +96,5 @@ def ridge_level(covariance: Tensor, ridge: Tensor | float) -> Tensor:
     """What is added to the variance of each unit, in units of its own. Shapes: (B, n, n) -> (B, n)."""
     variance = covariance.diagonal(dim1=1, dim2=2)
     mean = variance.mean(1, keepdim=True)
-    # A unit that never moves has no scale of its own.
-    return ridge * torch.where(variance > 1e-12 * mean, variance, mean.clamp_min(1e-12))
+    # A unit that never moves has no scale of its own; rounding may leave it a variance below zero.
+    return ridge * torch.where(variance > (1e-12 * mean).clamp_min(0), variance, mean.clamp_min(1e-12))

@@ -228,7 +228,9 @@ def plan_score_data(
     dropped: list[tuple[str, str]] = []
     for number, stack in enumerate(stacks):
         generator = torch.Generator().manual_seed((seed << 16) + number)
-        finite = torch.stack([value.flatten(1).isfinite().all(1) for value in stack.states.values()]).all(0)
+        finite = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in stack.states.values()]).all(
+            0
+        )
         try:
             if bool(finite.any()):
                 made = _scored(_chosen(stack, finite), plans, generator)

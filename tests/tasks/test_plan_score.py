@@ -159,6 +159,15 @@ def test_data_repeat_themselves_and_leave_out_what_is_not_finite(perceptrons, da
         plan_score_data([replace(perceptrons, states={k: v * torch.nan for k, v in broken.items()})], 2)
 
 
+def test_networks_with_running_statistics_and_dead_units_are_scored():
+    normed = stack_of(Architecture("mlp", {**MLP.options, "norm": "batch"}), 4)
+    for name in ("norms.0.weight", "norms.0.bias"):
+        normed.states[name][1] = 0  # nothing leaves the first layer of the second network
+    found = plan_score_data([normed], 10, resplit=True)
+    assert not found.dropped
+    assert bool((found.stacks[0].kl[1] < found.stacks[0].kl[0]).any())
+
+
 def test_training_lifts_the_order_above_the_baselines_and_the_control(predictor, data):
     evaluation = evaluate_plan_scores(predictor, data)
     ours, noise, control = (evaluation.score(name).values for name in ("metanet", "smooth noise", "control"))
