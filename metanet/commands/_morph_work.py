@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ __all__ = ["Work"]
 
 # Seconds for which a network is timed: where many are tried, and where it counts.
 SEARCH_SECONDS, LAST_SECONDS = 0.15, 0.6
+# Numbers in a network: widening is done in float64, in copies.
+LARGEST = 10**9
 
 
 class Work:
@@ -36,6 +39,7 @@ class Work:
     """
 
     def __init__(self, arguments: argparse.Namespace, checkpoint: Checkpoint) -> None:
+        from metanet.errors import ConfigError
         from metanet.morph import resizable
 
         self.arguments, self.checkpoint = arguments, checkpoint
@@ -48,6 +52,8 @@ class Work:
         self.spaces = resizable(self.spec)
         if arguments.spaces is not None:
             self.spaces = tuple(name.strip() for name in arguments.spaces.split(",") if name.strip())
+            if not self.spaces:
+                raise ConfigError("--spaces names none", hint="name them as metanet inspect does, by commas")
 
     def _read_inputs(self) -> None:
         """Inputs to edit with, and others to score on."""
@@ -58,7 +64,9 @@ class Work:
         if given.data is None:
             if given.labels is not None:
                 raise ConfigError("--labels without --data", hint="made-up inputs have no labels")
-            rows = max((given.rows or 8192) // 2, 1)
+            if given.rows == 1:
+                raise ConfigError("--rows 1", hint="one half of the inputs edits, the other scores: give at least two")
+            rows = (given.rows or 8192) // 2
             self.scored: Any = ProbeInputs.of(self.checkpoint, rows, given.seed)
             self.origin: str | None = None
             self.batches = [ProbeInputs.of(self.checkpoint, rows, given.seed + 1).tensors()]
@@ -97,7 +105,12 @@ class Work:
         from metanet.errors import PlanError
 
         with bar("networks tried") as move:
-            point, points = self._find(limit, lambda count: move(count, max(count, 12)))
+            try:
+                point, points = self._find(limit, lambda count: move(count, max(count, 12)))
+            except PlanError as error:
+                if self.arguments.plan is None or error.where:
+                    raise
+                raise PlanError(error.reason, where=self.arguments.plan, hint=error.hint) from None
         if point is None and not points:
             raise PlanError("changes nothing at this size", where=self.arguments.file, hint="ask for another width")
         # What was measured once more stands in place of what the search had measured.
@@ -157,11 +170,21 @@ class Work:
         """The plan for more units or more blocks."""
         from metanet.errors import PlanError
         from metanet.morph import Insert, Plan, to_sizes, widen
+        from metanet.morph.resize import resized_spec
         from metanet.morph.search import droppable
 
         given = self.arguments
         if given.width is not None:
-            return widen(self.spec, to_sizes(self.spec, given.width, self.spaces))
+            sizes = to_sizes(self.spec, given.width, self.spaces)
+            spec = resized_spec(self.spec, sizes)
+            numbers = sum(math.prod(info.shape) for info in spec.tensors.values())
+            if numbers > LARGEST:
+                raise PlanError(
+                    f"--width {given.width:g}: {numbers:,} numbers, expected at most {LARGEST:,}",
+                    where=given.file,
+                    hint="ask for less",
+                )
+            return widen(self.spec, sizes)
         if given.depth < 1:
             raise PlanError("--depth 0", where=given.file, hint="-2 drops two blocks, 2 puts two in")
         blocks = droppable(self.model, self.example)
@@ -197,13 +220,16 @@ class Work:
 
         path = self.arguments.plan
         try:
-            return Plan.from_json(read_json(path))
+            plan = Plan.from_json(read_json(path))
         except OSError as error:
             raise PlanError(f"cannot be read ({error.strerror})", where=path, hint="check the path") from None
         except ValueError as error:
             raise PlanError(f"is not JSON ({clean(error, 80)})", where=path, hint="give a plan.json") from None
         except PlanError as error:
             raise PlanError(error.reason, where=path, hint=error.hint) from None
+        if not plan.edits:
+            raise PlanError("the plan has no edits", where=path, hint="give at least one")
+        return plan
 
     def time(self, model: nn.Module, seconds: float) -> Timing:
         """The old network and an edited one in turns."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from metanet.errors import clean
+
 T = TypeVar("T")
 
 
@@ -69,25 +71,42 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
 
 def share(text: str) -> float:
     """An argument from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected a number from 0 to 1")
-    return value
+    return number(text, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def above_zero(text: str) -> float:
+    """An argument above 0."""
+    return number(text, "a number above 0", lambda value: 0 < value < math.inf)
+
+
+def not_negative(text: str) -> float:
+    """An argument of at least 0."""
+    return number(text, "a number of at least 0", lambda value: 0 <= value < math.inf)
 
 
 def positive(text: str) -> int:
     """An argument that is a whole number, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 1 or more")
-    return value
+    return int(number(text, "a whole number, 1 or more", lambda value: value >= 1, int))
 
 
 def count(text: str) -> int:
     """An argument that is a whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} given, expected a whole number, 0 or more")
+    return int(number(text, "a whole number, 0 or more", lambda value: value >= 0, int))
+
+
+def number(text: str, expected: str, fits: Callable[[float], bool], kind: Callable[[str], float] = float) -> float:
+    """An argument that is a number of some kind.
+
+    Raises:
+        ArgumentTypeError: Saying what was given and what was expected.
+    """
+    try:
+        value = kind(text)
+        known = fits(value) and not math.isnan(value)
+    except (ValueError, OverflowError):  # no number at all, or a whole one beyond every float
+        known = False
+    if not known:
+        raise argparse.ArgumentTypeError(f"{clean(text, 40)} given, expected {expected}")
     return value
 
 

@@ -11,7 +11,7 @@ from metanet.commands._morph_again import write_checked
 from metanet.commands._morph_work import Work
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS
-from metanet.commands._terminal import count, positive, print_json, share, table
+from metanet.commands._terminal import above_zero, count, not_negative, number, positive, print_json, share, table
 
 if TYPE_CHECKING:
     from metanet.morph.search import Limit, Point
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--width", metavar="RATIO", type=ratio, help="of units in every space: 0.5 halves, 2 doubles")
     target.add_argument("--parameters", metavar="N", type=positive, help="at most so many, by width")
     target.add_argument("--flops", metavar="N", type=positive, help="at most so many for one input, by width")
-    target.add_argument("--latency", metavar="MS", type=milliseconds, help="at most so long for one call, by width")
+    target.add_argument("--latency", metavar="MS", type=above_zero, help="at most so long for one call, by width")
     target.add_argument("--depth", metavar="N", type=int, help="blocks to drop (-2), or residual blocks to put in (2)")
     target.add_argument("--plan", metavar="FILE", type=Path, help="the edits of a plan.json")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the new network goes; must not exist")
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which units stay; obs: those without which least is lost after compensation (%(default)s)",
     )
     parser.add_argument("--no-compensation", action="store_true", help="drop units and leave the rest as it is")
-    parser.add_argument("--max-kl", metavar="NATS", type=float, help="go no further than this divergence")
+    parser.add_argument("--max-kl", metavar="NATS", type=not_negative, help="go no further than this divergence")
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="go no further than this agreement")
     parser.add_argument("--data", metavar="FILE|NAME", help="inputs: a file of arrays, or a set by its name")
     parser.add_argument("--labels", metavar="FILE", help="classes, if the data do not bring them")
@@ -79,28 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ratio(text: str) -> float:
-    """An argument that is a positive number."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, expected a positive number: 0.5 halves, 2 doubles")
-    return value
-
-
-def milliseconds(text: str) -> float:
-    """An argument that is a positive number of milliseconds."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} given, expected a positive number of milliseconds")
-    return value
+    """An argument that is a share of a width."""
+    return number(text, "a positive number: 0.5 halves, 2 doubles", lambda value: 0 < value < float("inf"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     from metanet.commands._comparison_values import morph_values
-    from metanet.errors import ConfigError, PlanError
+    from metanet.errors import ConfigError
     from metanet.morph.search import Limit
 
-    if arguments.out is not None and arguments.out.exists():
-        raise PlanError("exists already", where=arguments.out, hint="give a new name")
+    _check_places(arguments)
     limit = Limit(arguments.max_kl, arguments.min_agreement)
     if arguments.plan is not None and limit != Limit():
         raise ConfigError("--plan says how far to go; a limit cannot", hint="give --width, --parameters or --depth")
@@ -139,6 +127,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(as_text(told, point, frontier, certificate, timing))
     return 0
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    """Whether what will be written can be, before any work is done."""
+    from metanet.errors import PlanError
+
+    out, page = arguments.out, arguments.report
+    if out is not None and out.exists():
+        raise PlanError("exists already", where=out, hint="give a new name")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise PlanError("cannot be made: the folder above it is not there", where=out, hint="make it, or name another")
+    if page is not None and page.is_dir():
+        raise PlanError("is a folder", where=page, hint="name the page in it, such as report.html")
 
 
 def _missed(budget: tuple[str, float] | None, point: Point) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metanet.commands._comparison_values import measures, score_values
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS, read_data
-from metanet.commands._terminal import count, positive, print_json, share, table
+from metanet.commands._terminal import count, not_negative, positive, print_json, share, table
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=count, default=0, help="of inputs and resamples (%(default)s)")
     parser.add_argument("--exact", action="store_true", help="fail unless the verdict is exact")
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="fail below this agreement")
-    parser.add_argument("--max-kl", metavar="NATS", type=float, help="fail above this divergence")
+    parser.add_argument("--max-kl", metavar="NATS", type=not_negative, help="fail above this divergence")
     parser.add_argument("--report", metavar="PAGE", type=Path, help="also write a page with both networks side by side")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 

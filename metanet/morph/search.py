@@ -234,7 +234,10 @@ def shallower(
     blocks = droppable(model, example_inputs)
     if not 1 <= count <= len(blocks):
         shown = ", ".join(blocks[:6]) or "none"
-        raise PlanError(f"{count} blocks to drop, and {len(blocks)} that keep the shape of their input ({shown})")
+        raise PlanError(
+            f"{count} blocks to drop, and {len(blocks)} that keep the shape of their input ({shown})",
+            hint="ask for fewer, or narrow the network",
+        )
     chosen: list[Edit] = []
     total = 0
     for number in range(1, count + 1):

@@ -43,6 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save(residual()[0].state_dict(), folder / "residual.pt")
+    edits = {"empty": [], "range": [{"kind": "keep", "space": "layers.0", "units": [0, 12]}]}
+    edits["other"] = [{"kind": "keep", "space": "layers.0", "units": [0]}]
+    for name, listed in edits.items():
+        fingerprint = "0" * 64 if name == "other" else ""
+        plan = {"format": "metanet.plan/1", "fingerprint": fingerprint, "edits": listed}
+        (folder / f"{name}.json").write_text(json.dumps(plan))
     return folder
 
 
@@ -180,10 +186,21 @@ def test_a_deeper_chain_is_exact(folder: Path) -> None:
         (("--depth", "9"), "places for layers"),
         (("--parameters", "10"), "10 parameters cannot be reached; the narrowest network has"),
         (("--flops", "99999999"), "99,999,999 floating point operations asked for, and the network has 1,976"),
-        (("--latency", "0"), "expected a positive number of milliseconds"),
+        (("--latency", "0"), "0 given, expected a number above 0"),
         (("--latency", "1e9"), "1e+09 ms a call asked for, and the network has"),
         (("--latency", "1", "--width", "0.5"), "not allowed with"),
         (("--plan", "none.json"), "cannot be read"),
+        (("--plan", "empty.json"), "empty.json: the plan has no edits"),
+        (("--plan", "range.json"), "range.json: unit 12 of 'layers.0' is out of range; it has 12 units, 0 to 11"),
+        (("--plan", "other.json"), "other.json: the plan is for another architecture"),
+        (("--width", "1e9"), "numbers, expected at most 1,000,000,000"),
+        (("--width", "half"), "half given, expected a positive number: 0.5 halves, 2 doubles"),
+        (("--parameters", "1e3"), "1e3 given, expected a whole number, 1 or more"),
+        (("--parameters", "9" * 400), "given, expected a whole number"),
+        (("--width", "0.5", "--max-kl", "-1"), "-1 given, expected a number of at least 0"),
+        (("--width", "0.5", "--spaces", ","), "--spaces names none"),
+        (("--width", "0.5", "--rows", "1"), "give at least two"),
+        (("--width", "0.5", "--report", "."), "is a folder; name the page in it"),
         (("--plan", "mlp.safetensors"), "is not JSON"),
         (("--plan", "mlp.safetensors", "--max-kl", "1"), "a limit cannot"),
         (("--width", "0.5", "--spaces", "layers.7"), "no space 'layers.7'"),
