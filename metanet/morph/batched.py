@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metanet.errors import PlanError
 from metanet.morph.choose import normed_spaces
-from metanet.morph.compensate import bias_of, readers, reads_alone
+from metanet.morph.compensate import bias_of, readers, reading_dim, reads_alone
 from metanet.morph.moments import Watch, features, watched
 from symmetry import SymmetrySpec
 from symmetry.spaces import Axis
@@ -123,7 +123,7 @@ class Masked(Stacked):
             plain = bool(found) and not spec.within.get(space.name) and space.size > 1 and space.name not in normed
             if plain and all(reads_alone(axis) for axis in found.values()):
                 self.readings[space.name] = [
-                    Reading(name, bias_of(name, names) or "", space.name, axis, spec.axes[name].index(axis))
+                    Reading(name, bias_of(name, names) or "", space.name, axis, reading_dim(spec, name, axis))
                     for name, axis in found.items()
                 ]
         if not self.readings:
@@ -181,6 +181,9 @@ class Masked(Stacked):
         for space, mask in masks.items():
             for reading in self.readings[space]:
                 mean, covariance = moments[reading.weight]
+                if not reading.bias:
+                    # Nothing takes a constant: means are rebuilt like the rest.
+                    covariance = covariance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
                 rebuilt = rebuilding(covariance, mask, ridge)
                 constant = mean - torch.einsum("bmu,bm->bu", rebuilt, mean * mask)
                 made |= refitted(made, reading, rebuilt, constant)

@@ -54,7 +54,7 @@ def refit_behind(
     batches = compensation.batches or ()
     pairs = {name: (axis, axis) for name, (_, axis) in axes.items()}
     seen = joint_moments(old, new, batches, pairs, missing_ok=True, forced=not compensation.sequential)
-    done = []
+    done: list[str] = []
     for name in order:
         if name not in seen or not _changed(seen[name]):
             continue
@@ -106,8 +106,9 @@ def _refit(name: str, model: nn.Module, reading: tuple[int, Axis], moments: Mome
     target = model.state_dict(keep_vars=True)
     bias = bias_of(name, target)
     prior = torch.eye(len(moments.mean), dtype=torch.float64)
+    moments = moments.about_zero() if bias is None else moments
     rebuilt = rebuilding_matrix(moments, prior, ridge)
-    left, shift = folded(target[name].detach(), dim, axis, rebuilt, moments, bias is not None)
+    left, shift = folded(target[name].detach(), dim, axis, rebuilt, moments)
     with torch.no_grad():
         target[name].copy_(left.to(target[name]))
         if bias is not None:

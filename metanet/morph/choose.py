@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from metanet.errors import PlanError
 from metanet.morph.compensate import bias_of, obs_order, readers, reading_dim, reads_alone
 from metanet.morph.edits import Keep, SpaceEdit, Widen
+from metanet.morph.group_obs import Read, features_of, obs_group_order
 from metanet.morph.moments import joint_moments
 from metanet.morph.plan import Plan, fingerprint
+from metanet.morph.refit import without_positions
 from metanet.morph.resize import size_of
-from symmetry import Atom, SymmetrySpec
+from symmetry import SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
 from symmetry.spaces import Axis
 
@@ -135,8 +137,9 @@ def narrow_by_obs(
 ) -> Plan:
     """A plan that keeps the units without which compensation loses least; see :func:`obs_order`.
 
-    Spaces that are read by something else than weights of their own (heads, parts of concatenations) fall back to
-    ``group_l2``.
+    Units that are several features of a reader (heads) or features beside others (parts of concatenations, units inside
+    heads) go by :func:`metanet.morph.group_obs.obs_group_order`. Units that no weight reads which can be watched
+    (those inside heads that only products of queries and keys read) fall back to ``group_l2``.
 
     Args:
         model: the network.
@@ -151,9 +154,7 @@ def narrow_by_obs(
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     wanted: dict[str, dict[str, Axis]] = {}
     for space in sizes:
-        found = readers(spec, space)
-        if found and not spec.within.get(space) and all(reads_alone(axis) for axis in found.values()):
-            wanted[space] = found
+        wanted[space] = readers(spec, space)
     axes = {name: (axis, axis) for found in wanted.values() for name, axis in found.items()}
     seen = joint_moments(model, model, batches, axes, missing_ok=True) if axes else {}
     edits: list[SpaceEdit] = []
@@ -166,16 +167,25 @@ def narrow_by_obs(
             edits += [edit for edit in narrow(spec, state, {space: size}, "group_l2").edits if isinstance(edit, Keep)]
             continue
         read = [seen[name] if bias_of(name, state) else seen[name].about_zero() for name in names]
-        covariance = torch.stack([moments.within for moments in read]).mean(0)
-        gram = sum(
-            (
-                _reader_gram(state[name], reading_dim(spec, name, wanted[space][name]), wanted[space][name])
-                for name in names
-            ),
-            covariance * 0,
-        )
-        order = obs_order(covariance, gram, ridge)
-        edits.append(Keep(space, sorted(order[-size:])))
+        grams = [
+            _reader_gram(state[name], reading_dim(spec, name, wanted[space][name]), wanted[space][name])
+            for name in names
+        ]
+        if not spec.within.get(space) and all(reads_alone(axis) for axis in wanted[space].values()):
+            covariance = torch.stack([moments.within for moments in read]).mean(0)
+            kept = sorted(obs_order(covariance, torch.stack(grams).sum(0), ridge)[-size:])
+            edits.append(Keep(space, kept))
+            continue
+        reads = [
+            Read(moments.within, gram, features_of(spec, space, wanted[space][name]))
+            for name, moments, gram in zip(names, read, grams, strict=True)
+        ]
+        shape = spec.array_shape(space)
+        places = torch.arange(int(torch.tensor(shape).prod())).reshape(-1, shape[-1])
+        rows = (places // shape[-1]).reshape(-1).tolist()
+        gone = set(obs_group_order(reads, rows, shape[-1] - size, ridge))
+        left = [[place % shape[-1] for place in row if place not in gone] for row in places.tolist()]
+        edits.append(Keep(space, torch.tensor(left).reshape(*shape[:-1], size).tolist()))
     return Plan(_inner_first(spec, edits), fingerprint(spec))
 
 
@@ -185,9 +195,8 @@ def _inner_first(spec: SymmetrySpec, edits: Sequence[SpaceEdit]) -> tuple[SpaceE
 
 
 def _reader_gram(weight: Tensor, dim: int, axis: Axis) -> Tensor:
-    """W^T W over the units that a weight reads. Shapes: -> (n, n)."""
-    units = next(leaf.size for leaf in axis.leaves() if isinstance(leaf, Atom))
-    flat = weight.double().movedim(dim, 0).reshape(units, -1)
+    """W^T W over the features that a weight reads. Shapes: -> (n, n)."""
+    flat = weight.double().movedim(dim, 0).reshape(without_positions(axis).size, -1)
     return flat @ flat.mT
 
 

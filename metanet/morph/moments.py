@@ -56,6 +56,16 @@ class Moments:
     within: Tensor
     across: Tensor
 
+    def about_zero(self) -> Moments:
+        """Second moments in place of covariances: where no bias takes a constant, means are rebuilt like the rest."""
+        return Moments(
+            self.count,
+            torch.zeros_like(self.mean),
+            torch.zeros_like(self.other),
+            self.within + torch.outer(self.mean, self.mean),
+            self.across + torch.outer(self.mean, self.other),
+        )
+
 
 class Watch(TorchFunctionMode):
     """Notes what every linear map reads, by the name of its weight, in the order of the calls.

@@ -201,13 +201,13 @@ def ridge_levels(covariance: Tensor, ridge: float) -> Tensor:
     Shapes: (n, n) -> (n,)
     """
     variance = covariance.diagonal().double()
-    # A unit that never moves has no scale of its own.
-    return ridge * torch.where(variance > 1e-12 * variance.mean(), variance, variance.mean().clamp_min(1e-12))
+    # A unit that never moves has no scale of its own; rounding may leave it a variance below zero.
+    return ridge * torch.where(
+        variance > 1e-12 * variance.mean().clamp_min(0), variance, variance.mean().clamp_min(1e-12)
+    )
 
 
-def folded(
-    weight: Tensor, dim: int, axis: Axis, rebuilt: Tensor, moments: Moments, shifted: bool
-) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor, dim: int, axis: Axis, rebuilt: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
     """The weight that reads what is left, and what its bias gains.
 
     Args:
@@ -215,14 +215,13 @@ def folded(
         dim: by which axis.
         axis: that axis.
         rebuilt: see :func:`rebuilding_matrix`.
-        moments: of what it read and reads.
-        shifted: whether there is a bias to take what is constant.
+        moments: of what it read and reads; about zero where there is no bias to take what is constant.
 
     Shapes:
         as the weight; (outputs,)
     """
     front = weight.double().movedim(dim, -1)
-    constant = moments.other - rebuilt.mT @ moments.mean if shifted else torch.zeros_like(moments.other)
+    constant = moments.other - rebuilt.mT @ moments.mean
     units = rebuilt.shape[1]
     positions = axis.size // units
     wide = front.unflatten(-1, (units, positions))

@@ -158,26 +158,13 @@ def refit_scores(
             k = rebuilding_matrix(keys.moments[group][0], keys.priors[group][0], compensation.ridge)
             for extra in range(queries.places.shape[1]):
                 moments, places = queries.moments[group][extra], queries.places[group, extra]
-                if bias is None:
-                    # There is nothing to take a constant: means have to be rebuilt like everything else.
-                    moments = _about_zero(moments)
+                moments = moments.about_zero() if bias is None else moments
                 q = rebuilding_matrix(moments, queries.priors[group][extra], compensation.ridge)
                 both = k @ q.mT
                 front[places] = (both @ front[places].double()).to(front)
                 if bias is not None:
                     constant = k @ (moments.other - q.mT @ moments.mean)
                     bias[places] = (both @ bias[places].double() + constant).to(bias)
-
-
-def _about_zero(moments: Moments) -> Moments:
-    """Second moments in place of covariances."""
-    return Moments(
-        moments.count,
-        torch.zeros_like(moments.mean),
-        torch.zeros_like(moments.other),
-        moments.within + torch.outer(moments.mean, moments.mean),
-        moments.across + torch.outer(moments.mean, moments.other),
-    )
 
 
 def _side(

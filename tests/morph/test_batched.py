@@ -20,6 +20,7 @@ NAMES = (
     "gru",
     "lstm",
     "residual stream",
+    "shared weights, tanh",
     "mlp on sequences",
 )
 

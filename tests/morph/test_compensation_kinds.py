@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metanet import morph
 from metanet.morph import Compensation, Keep, Merge
 from metanet.morph.function import Function
+from metanet.morph.group_obs import Read, obs_group_order
 from metanet.morph.moments import joint_moments
 from symmetry import SymmetrySpec
 from tests.morph.subjects import network, same
@@ -93,3 +94,51 @@ def test_copies_are_given_back(name: str, space: str) -> None:
             assert result.uncompensated == (), way
             assert function.error(result.model) < 1e-6, (way, str(edit))
     assert same(morph.undo(result), model)
+
+
+def test_groups_of_features_are_dropped_as_brute_force_says() -> None:
+    """Heads of two features, read by two weights; and for units of one feature the order is that of units."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    samples = [drawn(300, 8) @ drawn(8, 8) for _ in range(2)]
+    weights = [drawn(3, 8), drawn(2, 8)]
+    groups = [[unit, unit + 4] for unit in range(4)]
+    reads = [Read(x.mT @ x / 300, w.mT @ w, groups) for x, w in zip(samples, weights, strict=True)]
+    order = obs_group_order(reads, [0] * 4, 3, ridge=0.0)
+
+    def loss(kept: list[int]) -> float:
+        total = 0.0
+        for x, w in zip(samples, weights, strict=True):
+            here = [feature for unit in kept for feature in groups[unit]]
+            fit = torch.linalg.lstsq(x[:, here], x @ w.mT).solution
+            total += float((x[:, here] @ fit - x @ w.mT).square().sum())
+        return total
+
+    left = list(range(4))
+    for unit in order:
+        assert unit == min(left, key=lambda one: loss([other for other in left if other != one]))
+        left.remove(unit)
+    single = Read(reads[0].covariance, reads[0].sensitivity, [[unit] for unit in range(8)])
+    assert obs_group_order([single], [0] * 8, 5) == morph.obs_order(single.covariance, single.sensitivity)[:5]
+    # Each head gives up as many.
+    gone = obs_group_order([single], [0, 0, 0, 0, 1, 1, 1, 1], 2)
+    assert sorted(unit // 4 for unit in gone) == [0, 0, 1, 1]
+
+
+@pytest.mark.usefixtures("traced_once")
+@pytest.mark.parametrize(
+    ("name", "space", "size"),
+    [("encoder layer", HEADS, 2), ("encoder layer", f"{HEADS}#3", 2), ("u-net", "a", 3), ("gru", "cell.l0", 4)],
+)
+def test_brain_surgery_keeps_one_of_each_pair_of_copies(name: str, space: str, size: int) -> None:
+    model, inputs, spec = twins(name, space)
+    data = data_for(inputs)
+    plan = morph.narrow_by_obs(model, spec, {space: size}, data, ridge=1e-12)
+    assert isinstance(plan.edits[0], Keep)
+    for row in torch.tensor(plan.edits[0].units).reshape(-1, size).tolist():
+        assert sorted(unit % size for unit in row) == list(range(size))
+    result = morph.apply(plan, model, inputs, spec=spec, compensation=Compensation(data, ridge=1e-12))
+    assert result.error < 1e-6
