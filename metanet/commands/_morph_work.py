@@ -49,6 +49,9 @@ class Work:
         self.labels: Tensor | None = None
         self.timings: dict[nn.Module, Timing] = {}
         self._read_inputs()
+        self.ridge = 1e-3
+        if arguments.predict is not None:
+            self._predict()
         self.spaces = resizable(self.spec)
         if arguments.spaces is not None:
             self.spaces = tuple(name.strip() for name in arguments.spaces.split(",") if name.strip())
@@ -74,10 +77,25 @@ class Work:
         inputs, labels, origin = read_data(self.checkpoint.architecture, given.data, given.labels, given.rows)
         if len(inputs) < 2:
             raise ConfigError(f"{len(inputs)} inputs", where=given.data, hint="give at least two")
+        if given.predict is not None:
+            # Nothing is edited with data: all of them score.
+            self.scored, self.labels, self.origin = inputs, labels, origin
+            return
         # Every second input: files are often sorted by class.
         self.batches = [(inputs[1::2],)]
         self.scored, self.labels = inputs[::2], None if labels is None else labels[::2]
         self.origin = f"every second of {origin}"
+
+    def _predict(self) -> None:
+        """Inputs to edit with that are made from the weights alone."""
+        from metanet.errors import ConfigError
+        from metanet.tasks.morph_model import MorphModel
+
+        given = self.arguments
+        if given.no_compensation:
+            raise ConfigError("--predict with --no-compensation", hint="what is predicted serves to make up for units")
+        made = MorphModel.open(given.predict).inputs(self.model, self.spec, self.example[0])
+        self.batches, self.ridge = [(made.inputs,)], float(made.ridge)
 
     def compare(self, model: nn.Module, full: bool) -> Preservation:
         """The score of an edited network."""
@@ -152,7 +170,7 @@ class Work:
         """How the readers of dropped units are refitted."""
         from metanet.morph import Compensation
 
-        return None if self.arguments.no_compensation else Compensation(self.batches)
+        return None if self.arguments.no_compensation else Compensation(self.batches, ridge=self.ridge)
 
     def narrowing(self, ratio: float) -> Plan:
         """The plan for a share of the width."""
@@ -162,7 +180,7 @@ class Work:
 
         sizes = to_sizes(self.spec, ratio, self.spaces)
         if self.arguments.criterion == "obs":
-            return narrow_by_obs(self.model, self.spec, sizes, self.batches)
+            return narrow_by_obs(self.model, self.spec, sizes, self.batches, self.ridge)
         generator = torch.Generator().manual_seed(self.arguments.seed)
         return narrow(self.spec, self.checkpoint.state, sizes, self.arguments.criterion, generator)
 

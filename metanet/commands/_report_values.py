@@ -31,7 +31,13 @@ METRICS = {
         "explanation": "1 - error / error of unchanged networks: 0 for networks as they are, 1 for what is wanted.",
     },
 }
+METRICS["closeness"] = {
+    "label": "closeness",
+    "explanation": "Minus the decimal logarithm of the divergence after narrowing, mean over networks and sizes.",
+}
 NAMES = {
+    "smooth": "smooth random inputs",
+    "images": "256 images of its own data",
     "average": "metanetwork + gradient boosting",
     "metanet": "metanetwork",
     "flat": "flat MLP on raw weights",
@@ -49,7 +55,7 @@ FEATURES = {
     "responses": "canonical statistics and answers to random inputs",
     "inverted": "canonical statistics and answers to random and made-up inputs",
 }
-KINDS = {"average": "average", "metanet": "metanetwork", "refit": "baseline"}
+KINDS = {"average": "average", "metanet": "metanetwork", "refit": "baseline", "images": "baseline"}
 
 
 def training_values(training: Training, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:

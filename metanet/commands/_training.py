@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metanet.commands._morph_items import morph_items
 from metanet.commands._place_items import place_items
 from metanet.commands._plan_score_items import plan_score_stacks
 from metanet.commands._terminal import progress
@@ -15,10 +16,11 @@ from metanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from metanet.datasets import Zoo
-    from metanet.tasks import Evaluation, Method, PlaceData, PlaceTask, PropertyData, PropertyTask
-    from metanet.tasks.inr_editing import EditingData, InrEditingTask
-    from metanet.tasks.plan_score import PlanScoreTask
+    from metanet.tasks import Evaluation, Method, PlaceData, PropertyData
+    from metanet.tasks.inr_editing import EditingData
+    from metanet.tasks.morph_data import MorphData
     from metanet.tasks.plan_score_data import PlanScoreData
+    from metanet.tasks.registry import AnyTask
     from metanet.train import Trained, TrainerSettings
 
 
@@ -33,8 +35,8 @@ class Training:
         config: The composed configuration.
     """
 
-    task: PropertyTask | PlaceTask | InrEditingTask | PlanScoreTask
-    data: PropertyData | PlaceData | EditingData | PlanScoreData
+    task: AnyTask
+    data: PropertyData | PlaceData | EditingData | PlanScoreData | MorphData
     model: Mapping[str, Any]
     settings: TrainerSettings
     folder: Path
@@ -52,6 +54,10 @@ class Training:
         from metanet.tasks import PlaceData, PlaceModel, PlaceTask, PropertyModel, evaluate, evaluate_places
         from metanet.tasks.inr_editing import EditingData, InrEditingTask
         from metanet.tasks.inr_editing_score import EditingModel, evaluate_editing
+        from metanet.tasks.morph_data import MorphData
+        from metanet.tasks.morph_model import MorphModel
+        from metanet.tasks.morph_score import evaluate_morph
+        from metanet.tasks.morph_task import MorphTask
         from metanet.tasks.plan_score import PlanScoreTask
         from metanet.tasks.plan_score_data import PlanScoreData
         from metanet.tasks.plan_score_evaluate import evaluate_plan_scores
@@ -70,6 +76,10 @@ class Training:
             if not isinstance(self.data, PlanScoreData):
                 raise ConfigError("the data are not those of the task", where="task")
             return evaluate_plan_scores(PlanScoreModel.open(self.folder), self.data, seed=seed)
+        if isinstance(self.task, MorphTask) or isinstance(self.data, MorphData):
+            if not isinstance(self.data, MorphData):
+                raise ConfigError("the data are not those of the task", where="task")
+            return evaluate_morph(MorphModel.open(self.folder), self.data, seed=seed)
         return evaluate(PropertyModel.open(self.folder), self.task, self.data, baselines=baselines, seed=seed)
 
 
@@ -83,6 +93,8 @@ def prepare(config: Mapping[str, Any]) -> Training:
     from metanet.tasks import PlaceTask, PropertyTask, labelled_folder, place_data, property_data, task_from_mapping
     from metanet.tasks.encoding import with_labels
     from metanet.tasks.inr_editing import InrEditingTask, editing_data
+    from metanet.tasks.morph_data import morph_data
+    from metanet.tasks.morph_task import MorphTask
     from metanet.tasks.plan_score import PlanScoreTask
     from metanet.tasks.plan_score_data import plan_score_data
     from metanet.train import TrainerSettings
@@ -95,7 +107,15 @@ def prepare(config: Mapping[str, Any]) -> Training:
     if kind == "zoo":
         from metanet.datasets import Zoo as ZooOnDisk
 
-        zoo = ZooOnDisk.open(dataset["folder"])
+        folders = dataset["folder"] if isinstance(dataset["folder"], list) else [dataset["folder"]]
+        zoos = [ZooOnDisk.open(folder) for folder in folders]
+        zoo = zoos[0]
+        if isinstance(task, MorphTask):
+            several = progress((item for one in zoos for item in morph_items(one)), "read networks", None)
+            learned = morph_data(several)
+            return Training(task, learned, config["model"], settings, Path(config["folder"]), zoo, config)
+        if len(zoos) > 1:
+            raise ConfigError(f"{len(zoos)} zoos given; only task=morph learns from several", where="dataset.folder")
         if isinstance(task, PlaceTask):
             places = progress(place_items(zoo, task), "run networks", len(zoo))
             found = place_data(places, task.level, task.column, seed=settings.seed, resplit=resplit)
@@ -105,7 +125,7 @@ def prepare(config: Mapping[str, Any]) -> Training:
             scored = plan_score_data(stacks, task.plans, seed=settings.seed, resplit=resplit)
             return Training(task, scored, config["model"], settings, Path(config["folder"]), zoo, config)
         items = progress(zoo_items(zoo, task.column), "read networks", len(zoo))
-    elif isinstance(task, PlaceTask | PlanScoreTask):
+    elif isinstance(task, PlaceTask | PlanScoreTask | MorphTask):
         name = task.describe()["task"]
         raise ConfigError(f"{kind!r} given, but task={name} runs networks of a zoo", where="dataset.kind")
     elif kind == "labelled_folder":

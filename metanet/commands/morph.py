@@ -27,6 +27,8 @@ a set: {", ".join(SETS)}) or, without it,
 from made-up inputs; the answer says which. Half of the inputs serve to edit, the other half to score. Wider
 networks, and blocks that are put in, are exact.
 
+With --predict a trained predictor makes the inputs that serve to edit from the weights alone; all of --data score.
+
 With --max-kl or --min-agreement the change goes only as far as they allow. The exit code is 1, and nothing is
 written, if they allow none of it.
 """
@@ -38,6 +40,7 @@ examples:
   metanet morph weights.safetensors --parameters 2000 --data images.npz:x --out small
   metanet morph weights.safetensors --width 2 --out wide
   metanet morph weights.pt --factory models:resnet --depth -2 --data images.npz --out shallow
+  metanet morph weights.safetensors --width 0.5 --predict runs/morph --out narrow
   metanet morph other.safetensors --plan narrow/plan.json --out narrow-too
 """
 
@@ -64,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-kl", metavar="NATS", type=not_negative, help="go no further than this divergence")
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="go no further than this agreement")
     parser.add_argument("--data", metavar="FILE|NAME", help="inputs: a file of arrays, or a set by its name")
+    parser.add_argument(
+        "--predict",
+        metavar="MODEL",
+        type=Path,
+        help="edit with inputs that a trained predictor makes from the weights alone (metanet train task=morph)",
+    )
     parser.add_argument("--labels", metavar="FILE", help="classes, if the data do not bring them")
     parser.add_argument("--rows", metavar="N", type=positive, help="only the first N inputs")
     parser.add_argument(

@@ -21,13 +21,20 @@ EXAMPLES = """\
 examples:
   metanet train task=property --zoo zoos/digits --folder runs/accuracy
   metanet train task.column=activation --zoo zoos/digits model=small trainer.epochs=20
+  metanet train task=morph --zoo zoos/mnist_mlp --folder runs/morph
   metanet train dataset=folder dataset.folder=my_checkpoints task.column=accuracy
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as in task.column=activation model=small")
-    parser.add_argument("--zoo", metavar="FOLDER", type=Path, help="the zoo to learn from; or dataset.folder=FOLDER")
+    parser.add_argument(
+        "--zoo",
+        metavar="FOLDER",
+        type=Path,
+        action="append",
+        help="the zoo to learn from; or dataset.folder=FOLDER; task=morph takes several: --zoo A --zoo B",
+    )
     parser.add_argument("--folder", metavar="FOLDER", type=Path, help="where the model goes; or folder=FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the folder")
     parser.add_argument("--baselines", action="store_true", help="also fit the simple baselines, for the comparison")
@@ -43,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = compose("train", arguments.overrides, arguments.config_dir)
     if arguments.zoo is not None:
-        config["dataset"]["folder"] = str(arguments.zoo)
+        folders = [str(folder) for folder in arguments.zoo]
+        config["dataset"]["folder"] = folders[0] if len(folders) == 1 else folders
     if arguments.folder is not None:
         config["folder"] = str(arguments.folder)
     started = time.monotonic()

@@ -31,6 +31,7 @@ LABELS: Mapping[str, str] = {
     "tau": "Kendall's tau",
     "balanced_accuracy": "balanced accuracy",
     "improvement": "share of the error that is taken away",
+    "closeness": "closeness (minus the decimal logarithm of the divergence)",
 }
 
 _TREES: Mapping[str, str] = {

@@ -1,0 +1,104 @@
+"""How is a network narrowed by a trained predictor, from its weights alone?"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metanet.errors import TaskError, TrainError
+from metanet.morph import Compensation
+from metanet.morph.batched import Stacked
+from metanet.tasks.morph_task import FORMAT, MORPH_NAME, MorphTask
+from metanet.tasks.virtual import Virtual, VirtualInputs
+from metanet.train import Artefact
+from symmetry import SymmetrySpec
+
+__all__ = ["MorphModel"]
+
+
+class MorphModel:
+    """A trained predictor, read from its folder.
+
+    Args:
+        artefact: The folder, checked.
+
+    Attributes:
+        model: makes inputs for stacks of networks.
+        shape: of an image, as the zoos have them.
+        record: what the training left: the architectures, how well it does on its validation part.
+
+    Raises:
+        TrainError: The folder is not finished or damaged.
+        TaskError: It holds another kind of model.
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        if not artefact.holds(MORPH_NAME) or artefact.values(MORPH_NAME).get("format") != FORMAT:
+            raise TaskError("holds no predictor of morphs", where=artefact.folder, hint="metanet train task=morph")
+        self.folder = artefact.folder
+        self.record: Mapping[str, Any] = artefact.values(MORPH_NAME)
+        self.task = MorphTask.from_mapping(artefact.config.get("task") or {})
+        self.shape = tuple(int(size) for size in self.record["input"])
+        model = VirtualInputs.from_mapping(artefact.config.get("model") or {}, self.shape, torch.Generator())
+        try:
+            model.load_state_dict(artefact.tensors())
+        except RuntimeError as error:
+            raise TrainError("the weights do not fit the configured model", where=artefact.folder) from error
+        self.model: nn.Module = model.eval()
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> MorphModel:
+        """Read a model's folder."""
+        return cls(Artefact.open(Path(folder)))
+
+    @torch.no_grad()
+    def inputs(self, model: nn.Module, spec: SymmetrySpec, example: Tensor) -> Virtual:
+        """What stands for the data of one network.
+
+        Args:
+            model: the network.
+            spec: its spec.
+            example: one batch of what it reads.
+
+        Shapes:
+            inputs of the result (n, *input)
+
+        Raises:
+            TaskError: The network reads something else than what the predictor was trained for.
+        """
+        shape = tuple(example.shape[1:])
+        if math.prod(shape) != math.prod(self.shape):
+            raise TaskError(
+                f"the network reads inputs of shape {list(shape)}, the predictor makes images of {list(self.shape)}",
+                where=self.folder,
+                hint="train one on networks that read the same",
+            )
+        state = {name: value.detach() for name, value in model.state_dict().items()}
+        dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
+        stack = {name: value.unsqueeze(0) for name, value in state.items()}
+        made: Virtual = self.model(Stacked(model), spec, stack, shape)
+        inputs = made.inputs[0] if made.own else made.inputs
+        return Virtual(inputs.reshape(-1, *shape).to(dtype), made.ridge, own=False)
+
+    def compensation(
+        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, sequential: bool = True
+    ) -> Compensation:
+        """How the readers of dropped units are refitted, and with `Compensation.batches` how units are chosen.
+
+        Args:
+            model: the network.
+            spec: its spec.
+            example: one batch of what it reads.
+            sequential: see :class:`metanet.morph.Compensation`.
+
+        Raises:
+            TaskError: The network reads something else than what the predictor was trained for.
+        """
+        made = self.inputs(model, spec, example)
+        return Compensation([(made.inputs,)], ridge=float(made.ridge), sequential=sequential)

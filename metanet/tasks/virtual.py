@@ -1,0 +1,333 @@
+"""Which inputs stand for the data that a network learned, when nothing is known but its weights?
+
+Learned ones, the same for all networks of a kind of data; or random fields made to measure for each network. Its first
+weights tell where its data vary and how smoothly: their correlations set how much of each smoothness a field has at
+each place. Steps along the gradients of the network's own answers then bring the fields nearer to what it tells apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metanet.errors import ConfigError
+from metanet.morph.batched import Stacked
+from metanet.morph.compensate import bias_of, readers
+from metanet.tasks.options import check_options
+from symmetry import Atom, Fixed, SymmetrySpec
+
+__all__ = ["Virtual", "VirtualInputs", "VirtualOptions", "first_weight"]
+
+# Widths of the Gaussian filters whose noise is mixed, in places.
+_WIDTHS = (0.05, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5)
+_SHIFTS = ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (2, 1), (1, 2), (2, 2), (0, 3), (3, 0))
+_CHANNELS = 2 * len(_SHIFTS) + 2
+_SCALE = 20.0  # learned inputs move as much faster than weights of layers, under one learning rate
+_SEED = 99  # of the fields that a trained predictor makes
+
+
+@dataclass(frozen=True, eq=False)
+class Virtual:
+    """Inputs for a stack of networks.
+
+    Args:
+        inputs: the same for all, or each network's own.
+        ridge: for the least squares on them; see :class:`metanet.morph.Compensation`.
+        own: whether they are each network's own.
+
+    Shapes:
+        inputs (n, *input) or (B, n, *input)
+    """
+
+    inputs: Tensor
+    ridge: Tensor
+    own: bool
+
+
+@dataclass(frozen=True)
+class VirtualOptions:
+    """How inputs are made.
+
+    Attributes:
+        inputs: learned inputs that all networks share.
+        fields: random fields made for each network, in a step of training.
+        used: the same, in use.
+        steps: steps of the fields along gradients of the network's answers.
+        hidden: channels of the small convolutional network that reads the statistics of the first weights.
+    """
+
+    inputs: int = 256
+    fields: int = 0
+    used: int = 768
+    steps: int = 0
+    hidden: int = 48
+
+
+def first_weight(spec: SymmetrySpec, shape: Sequence[int]) -> tuple[str, str] | None:
+    """The weight that reads all values of an input, or its channels, and the space it writes; None if no such is there.
+
+    Args:
+        spec: of the networks.
+        shape: of an image: channels, rows, columns.
+    """
+    for name, info in sorted(spec.tensors.items(), key=lambda item: item[1].order):
+        axes = spec.axes[name]
+        if len(axes) < 2 or info.roles[:2] != ("out", "in") or not isinstance(axes[0], Atom):
+            continue
+        if not isinstance(axes[1], Fixed):
+            continue
+        if (len(axes) == 2 and axes[1].size == math.prod(shape)) or (len(axes) == 4 and axes[1].size == shape[0]):
+            return name, axes[0].space.name
+    return None
+
+
+class VirtualInputs(nn.Module):
+    """Makes inputs from weights; equal networks in another order, scale or sign of their units get equal ones.
+
+    Args:
+        options: how.
+        shape: of an image: channels, rows, columns.
+        generator: of what is drawn at first.
+    """
+
+    def __init__(self, options: VirtualOptions, shape: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.options, self.shape = options, tuple(shape)
+        channels, height, width = self.shape
+        self.log_ridge = nn.Parameter(torch.tensor(math.log(1e-3) / 5))
+        self.learned = nn.Parameter(torch.randn(options.inputs, *self.shape, generator=generator) / _SCALE)
+        if not options.fields:
+            return
+        hidden, outputs = options.hidden, channels * (len(_WIDTHS) + 3 + options.steps)
+        self.reader = nn.Sequential(
+            nn.Conv2d(channels * _CHANNELS + 2, hidden, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2),
+            nn.GELU(),
+        )
+        self.whole = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.sizes, self.bend = nn.Conv2d(hidden, outputs, 1), nn.Linear(hidden, 4)
+        for layer in (*self.reader, *self.whole, self.sizes, self.bend):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.sizes.weight.mul_(0.1)
+            self.bend.weight.zero_()
+        self.base = nn.Parameter(torch.zeros(outputs, height, width))
+        self.smooth = nn.Parameter(torch.zeros(options.steps, len(_WIDTHS)))
+        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
+        self.places: Tensor
+        self.filters: Tensor
+        self.averages: Tensor
+        self.register_buffer("places", torch.stack(torch.meshgrid(rows, columns, indexing="ij")), persistent=False)
+        self.register_buffer("filters", torch.stack([_filter(self.shape, w) for w in _WIDTHS]), persistent=False)
+        self.register_buffer("averages", torch.stack([_average(self.shape, w) for w in _WIDTHS]), persistent=False)
+        with torch.no_grad():
+            # At first two smoothnesses, alike for every network.
+            self.base.view(-1, channels, height, width)[2] = 0.5
+            self.base.view(-1, channels, height, width)[4] = 0.5
+
+    @classmethod
+    def from_mapping(
+        cls, options: Mapping[str, Any], shape: Sequence[int], generator: torch.Generator
+    ) -> VirtualInputs:
+        """The predictor of a configuration.
+
+        Raises:
+            ConfigError: Unknown keys, or values of the wrong type or out of range.
+        """
+        if options.get("name") != "virtual":
+            raise ConfigError(f"{options.get('name')!r} given, task=morph takes 'virtual'", where="model.name")
+        given = VirtualOptions(
+            **check_options(VirtualOptions, {k: v for k, v in options.items() if k != "name"}, "model")
+        )
+        if len(shape) != 3:
+            raise ConfigError(f"inputs of shape {list(shape)}, expected channels, rows and columns", where="model")
+        for name, least in (("inputs", 0), ("fields", 0), ("used", 2), ("steps", 0), ("hidden", 1)):
+            if getattr(given, name) < least:
+                raise ConfigError(f"{getattr(given, name)} given, expected {least} or more", where=f"model.{name}")
+        if given.inputs + given.fields < 2:
+            raise ConfigError("no inputs and no fields", where="model", hint="inputs=256, or fields=192")
+        return cls(given, shape, generator)
+
+    @torch.no_grad()
+    def start(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
+        """Give the learned inputs the mean and covariance of images, an equal share of each set.
+
+        Shapes:
+            images (n, *input) each
+        """
+        count = len(self.learned)
+        parts = []
+        for number, given in enumerate(images):
+            share = count // len(images) + (number < count % len(images))
+            flat = given[:10_000].flatten(1).double()
+            covariance = torch.cov(flat.mT) + 1e-4 * torch.eye(flat.shape[1], dtype=torch.float64)
+            noise = torch.randn(share, flat.shape[1], generator=generator, dtype=torch.float64)
+            parts.append(flat.mean(0) + noise @ torch.linalg.cholesky(covariance).mT)
+        self.learned.copy_((torch.cat(parts).reshape(self.learned.shape) / _SCALE).to(self.learned))
+
+    @property
+    def ridge(self) -> Tensor:
+        """The weight of the shrinkage."""
+        return (5 * self.log_ridge).exp()
+
+    def forward(
+        self,
+        stacked: Stacked,
+        spec: SymmetrySpec,
+        states: Mapping[str, Tensor],
+        read_as: Sequence[int],
+        generator: torch.Generator | None = None,
+    ) -> Virtual:
+        """Inputs for a stack of networks.
+
+        Args:
+            stacked: runs them.
+            spec: their spec.
+            states: their weights.
+            read_as: the shape in which the networks read an image.
+            generator: draws the fields of a step of training; without, they are always the same, and more.
+
+        Shapes:
+            states (B, ...)
+        """
+        shared = self.learned * _SCALE
+        if not self.options.fields:
+            return Virtual(shared.reshape(len(shared), *read_as), self.ridge, own=False)
+        count = self.options.fields if generator is not None else self.options.used
+        generator = torch.Generator().manual_seed(_SEED) if generator is None else generator
+        made = self._fields(stacked, spec, states, tuple(read_as), count, generator)
+        both = torch.cat([shared.expand(len(made), *shared.shape), made], 1)
+        return Virtual(both.reshape(*both.shape[:2], *read_as), self.ridge, own=True)
+
+    def _fields(
+        self,
+        stacked: Stacked,
+        spec: SymmetrySpec,
+        states: Mapping[str, Tensor],
+        read_as: tuple[int, ...],
+        count: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Random fields of each network's own. Shapes: -> (B, count, channels, rows, columns)."""
+        channels, height, width = self.shape
+        told = self._statistics(spec, states)
+        places = self.places.expand(len(told), -1, -1, -1)
+        features = self.reader(torch.cat([told, places], 1))
+        whole = self.whole(features.mean((2, 3)))
+        sizes = self.sizes(features + whole[:, :, None, None]) + self.base
+        sizes = sizes.unflatten(1, (-1, channels))
+        number = len(_WIDTHS)
+        white = torch.randn(count, channels, height * width, generator=generator)
+        smooth = torch.einsum("fpq,kcq->kfcp", self.filters, white).unflatten(-1, (height, width))
+        level = torch.randn(count, 2, 1, 1, 1, generator=generator).expand(-1, -1, channels, height, width)
+        noise = torch.cat([smooth, level], 1)
+        made = torch.einsum("bfchw,kfchw->bkchw", sizes[:, : number + 2], noise) + sizes[:, number + 2, None]
+        bend = self.bend(whole)[:, :, None, None, None, None]
+        made = made + bend[:, 0] * (made - bend[:, 1]).relu() + bend[:, 2] * made.abs()
+        made = made + bend[:, 3] * torch.tanh(2 * made)
+        for step in range(self.options.steps):
+            slope = self._slope(stacked, states, made, read_as, generator)
+            average = torch.einsum("f,fpq->pq", (3 * self.smooth[step]).softmax(0), self.averages)
+            slope = (slope.flatten(-2) @ average).unflatten(-1, (height, width))
+            made = made + sizes[:, number + 3 + step, None] * slope
+        return made
+
+    def _slope(
+        self,
+        stacked: Stacked,
+        states: Mapping[str, Tensor],
+        made: Tensor,
+        read_as: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Where each field has to go for the network to take it for one of a class that is drawn; of size one."""
+        flat = made.reshape(*made.shape[:2], *read_as)
+        count = made.shape[1]
+        drawn = torch.rand(count, 1, generator=generator)
+
+        def score(answers: Tensor) -> Tensor:
+            wanted = (drawn * answers.shape[-1]).long().clamp_max(answers.shape[-1] - 1)
+            return answers.log_softmax(-1).gather(-1, wanted).sum()
+
+        found = stacked.steepest(states, flat, score, own=True).reshape(made.shape)
+        size = found.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
+        return found / (size + 1e-6)
+
+    def _statistics(self, spec: SymmetrySpec, states: Mapping[str, Tensor]) -> Tensor:
+        """Correlations of the first weights between places, over units; zero where no weight reads all of an input.
+
+        Units are of size one with their bias, and count alike or by what they give: nothing here changes with their
+        order, scale or sign.
+
+        Shapes:
+            -> (B, channels * statistics, rows, columns)
+        """
+        channels, height, width = self.shape
+        batch = len(next(iter(states.values())))
+        found = first_weight(spec, self.shape)
+        if found is None:
+            return torch.zeros(batch, channels * _CHANNELS, height, width)
+        name, space = found
+        weight = states[name].to(self.base)
+        flat, bias_name = weight.flatten(2), bias_of(name, states.keys())
+        bias = states[bias_name].to(self.base) if bias_name else torch.zeros_like(flat[:, :, 0])
+        size = (flat.square().sum(2) + bias.square()).sqrt().clamp_min(1e-12)
+        given = torch.zeros_like(size)
+        for reader, axis in readers(spec, space).items():
+            wide = states[reader].to(self.base).movedim(spec.axes[reader].index(axis) + 1, 1)
+            if wide.shape[1] % size.shape[1] == 0:
+                given = given + wide.reshape(*size.shape, -1).square().sum(2)
+        given = given.sqrt() * size
+        given = given / given.mean(1, keepdim=True).clamp_min(1e-12)
+        bias = bias / size * math.sqrt(flat.shape[2])
+        kernel = weight.ndim == 5
+        picture = (weight if kernel else flat.unflatten(2, self.shape)) / size[:, :, None, None, None]
+        energy = picture.square().mean((1, 2, 3, 4))[:, None, None, None].clamp_min(1e-12)
+        told = [
+            self._correlation(picture, each, shift) / energy
+            for each in (torch.ones_like(given), given.square())
+            for shift in _SHIFTS
+        ]
+        for each in (bias, bias * given):
+            told.append((picture * each[:, :, None, None, None]).mean(1) / energy.sqrt())
+        # A kernel is the same at every place: its correlations are told by their mean.
+        maps = [one.mean((2, 3), keepdim=True).expand(-1, -1, height, width) if kernel else one for one in told]
+        return torch.cat(maps, 1)
+
+    @staticmethod
+    def _correlation(picture: Tensor, share: Tensor, shift: tuple[int, int]) -> Tensor:
+        """Mean over units of the product of two places. Shapes: (B, units, C, h, w), (B, units) -> (B, C, h, w)."""
+        down, right = shift
+        moved = functional.pad(picture, (max(-right, 0), max(right, 0), 0, down))
+        height, width = picture.shape[-2:]
+        moved = moved[..., down : down + height, (right if right > 0 else 0) : (right if right > 0 else 0) + width]
+        return (picture * moved * share[:, :, None, None, None]).mean(1)
+
+
+def _filter(shape: Sequence[int], width: float) -> Tensor:
+    """A Gaussian filter of noise that gives variance one at every place. Shapes: -> (places, places)."""
+    matrix = _average(shape, width)
+    return matrix / matrix.square().sum(1, keepdim=True).sqrt()
+
+
+def _average(shape: Sequence[int], width: float) -> Tensor:
+    """A Gaussian average over neighbouring places. Shapes: -> (places, places)."""
+    parts = []
+    for size in shape[1:]:
+        at = torch.arange(size, dtype=torch.float32)
+        kernel = torch.exp(-0.5 * ((at[:, None] - at[None]) / width) ** 2)
+        parts.append(kernel / kernel.sum(1, keepdim=True))
+    return torch.kron(parts[0], parts[1])
