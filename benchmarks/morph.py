@@ -8,7 +8,9 @@ Without data: `random`, `l1`, `l2` (magnitudes), `torch_pruning` (its group L2),
 `noise` and `smooth_noise` (optimal brain surgeon and least squares on made-up inputs). With data: `taylor`, `oracle`
 (units whose loss alone costs least, measured one by one), `oracle_ls4096` (that order and least squares), `ls64`,
 `ls256`, `ls4096` (optimal brain surgeon and least squares on so many images), `sequential` (least squares layer by
-layer). Ridge and noise are chosen for each of them on validation networks and images of the pool, at half the units.
+layer). `..._rounds` go on from there: up to eight rounds of Gauss-Newton on all weights that are left, down the KL
+between both networks on the inputs that they were refitted on (at most 1,024, no labels). Ridge, noise and rounds are
+chosen for each of them on validation networks and images of the pool, at half the units.
 
     METANET_DATA=path/to/data python benchmarks/morph.py --zoo ZOO [--quick] [--json FILE] [--variants l2 ls256 ...]
         [--torch-pruning-python ENV/bin/python] [--folder FOLDER]
@@ -184,7 +186,9 @@ def main() -> None:
     arguments = parser.parse_args()
     variants = wanted(arguments.variants, arguments.torch_pruning_python)
     if arguments.quick:
-        variants = [v for v in variants if not v.startswith(("oracle", "sequential", "torch"))]
+        variants = [
+            v for v in variants if not v.startswith(("oracle", "sequential", "torch")) and not v.endswith("rounds")
+        ]
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     networks = QUICK_NETWORKS if arguments.quick else arguments.networks
     rows: list[dict[str, Any]] = []

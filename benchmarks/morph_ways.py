@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from metanet.morph import importance
+from metanet.morph.batched_refine import refined
 from metanet.morph.batched_refit import input_moments, masked_only, narrowed_in_turn
 from metanet.morph.orders import kept_of, obs_orders, reader_grams
 from metanet.score import InputDescription
@@ -24,6 +25,8 @@ MADE_UP = 4096
 TAYLOR_BATCHES, TAYLOR_BATCH = 32, 32
 ORACLE_IMAGES = 256
 IN_TURN_IMAGES = 4096
+REFINED_INPUTS = 1024  # the most that rounds look at
+AT_ONCE = 10  # networks whose derivatives are held at once
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 Edit = Callable[[float, float], State]  # share of the units that stays, ridge
@@ -113,6 +116,30 @@ def surgeon_orders(subject: Subject, moments: Moments, ridge: float) -> dict[str
     return found
 
 
+def by_rounds(subject: Subject, inputs: Tensor, rounds: int, own: bool = False) -> Edit:
+    """Refitted in turn, and then all that is left moves, down the KL on the same inputs.
+
+    Shapes:
+        inputs (n, ...), or with inputs of each network's own (networks, n, ...)
+    """
+    with torch.no_grad():
+        moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK, own)
+
+    def edit(share: float, ridge: float) -> State:
+        masks = masks_of(subject, surgeon_orders(subject, moments, ridge), share)
+        parts = []
+        for rows in torch.arange(subject.count).split(AT_ONCE):
+            whole = {name: value[rows] for name, value in subject.states.items()}
+            mine = {space: mask[rows] for space, mask in masks.items()}
+            given = (inputs[rows] if own else inputs,)
+            with torch.no_grad():
+                made = narrowed_in_turn(subject.masked, whole, given, mine, ridge, CHUNK, own)
+            parts.append(refined(subject.masked, whole, made, given, mine, rounds, own=own))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return edit
+
+
 # --- without data ---------------------------------------------------------------------------------------------------
 
 
@@ -148,13 +175,15 @@ def merging(subject: Subject, images: Images, generator: torch.Generator) -> Edi
     return lambda share, ridge: merged(subject, subject.keeps(share))
 
 
-def made_up(kind: str, noise: Noise) -> Way:
-    """Least squares on noise, smooth or white, with the mean and variance that images were scaled to."""
+def made_up(kind: str, noise: Noise, rounds: int = 0) -> Way:
+    """Least squares on noise, smooth or white, with the mean and variance that images were scaled to; then rounds."""
 
     def way(subject: Subject, images: Images, generator: torch.Generator) -> Edit:
         low, high = (images.low, images.high) if noise.clipped else (None, None)
         shape = tuple(images.fit.shape[1:])
         description = InputDescription(shape, kind, low, high, exponent=noise.exponent)
+        if rounds:
+            return by_rounds(subject, subject.shaped(description.draw(REFINED_INPUTS, generator)), rounds)
         return by_inputs(subject, subject.shaped(description.draw(MADE_UP, generator)))
 
     return way
@@ -188,10 +217,12 @@ def taylor(subject: Subject, images: Images, generator: torch.Generator) -> Edit
     return _plain(subject, {space: score.argsort(1) for space, score in scores.items()})
 
 
-def least_squares(count: int) -> Way:
-    """Optimal brain surgeon and least squares from images."""
+def least_squares(count: int, rounds: int = 0) -> Way:
+    """Optimal brain surgeon and least squares from images; then rounds."""
 
     def way(subject: Subject, images: Images, generator: torch.Generator) -> Edit:
+        if rounds:
+            return by_rounds(subject, subject.shaped(images.fit[:count]), rounds)
         return by_inputs(subject, subject.shaped(images.fit[:count]))
 
     return way
@@ -252,6 +283,9 @@ def _noises(kind: str, exponents: Sequence[float]) -> dict[str, Way]:
     return {f"exponent {n.exponent:g}, {'clipped' if n.clipped else 'not clipped'}": made_up(kind, n) for n in found}
 
 
+FEW_RIDGES = (1e-4, 1e-2)
+ROUNDS = {"2 rounds": 2, "8 rounds": 8}
+
 WITHOUT_DATA = {
     "random": fixed(random),
     "l1": fixed(magnitude("l1")),
@@ -259,6 +293,7 @@ WITHOUT_DATA = {
     "merging": fixed(merging),
     "noise": Choice(_noises("normal", (0.0,))),
     "smooth_noise": Choice(_noises("smooth", (0.5, 1.0, 1.5, 2.0))),
+    "smooth_noise_rounds": Choice({n: made_up("smooth", Noise(1.0, False), k) for n, k in ROUNDS.items()}, FEW_RIDGES),
 }
 WITH_DATA = {
     "taylor": fixed(taylor),
@@ -268,5 +303,7 @@ WITH_DATA = {
     "ls256": Choice({"": least_squares(256)}),
     "ls4096": Choice({"": least_squares(4096)}),
     "sequential": Choice({"": in_turn}),
+    "ls256_rounds": Choice({n: least_squares(256, k) for n, k in ROUNDS.items()}, FEW_RIDGES),
+    "ls1024_rounds": Choice({n: least_squares(1024, k) for n, k in ROUNDS.items()}, FEW_RIDGES),
 }
 WAYS = {**WITHOUT_DATA, **WITH_DATA}
