@@ -12,8 +12,11 @@ layer). `..._rounds` go on from there: up to eight rounds of Gauss-Newton on all
 between both networks on the inputs that they were refitted on (at most 1,024, no labels). Ridge, noise and rounds are
 chosen for each of them on validation networks and images of the pool, at half the units.
 
+`--predictor NAME=FOLDER` adds `NAME`, `NAME_sequential` and `NAME_rounds`: the same on inputs that a trained predictor
+(`metanet train task=morph`, on the training part) makes from the weights alone; `{seed}` in it stands for the seed.
+
     METANET_DATA=path/to/data python benchmarks/morph.py --zoo ZOO [--quick] [--json FILE] [--variants l2 ls256 ...]
-        [--torch-pruning-python ENV/bin/python] [--folder FOLDER]
+        [--torch-pruning-python ENV/bin/python] [--predictor probes=FOLDER{seed}] [--folder FOLDER]
 
 What is finished is kept in the folder, and a run that was stopped goes on there. Cases are `<zoo>/<share that stays>`.
 """
@@ -26,13 +29,14 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import morph_torch_pruning as torch_pruning
 import torch
 from machine import machine
+from morph_learned import predictor_ways
 from morph_subjects import Images, Subject, images_of, measured, subjects_of
 from morph_ways import WAYS, WITH_DATA, Choice, Edit, Way
 from tqdm import tqdm
@@ -87,8 +91,8 @@ def unchanged(subjects: Sequence[Subject], images: Images) -> Values:
 class Run:
     """One zoo: settings, and pieces that are kept."""
 
-    def __init__(self, zoo: Zoo, folder: Path, networks: int, scored: int) -> None:
-        self.zoo, self.networks, self.scored = zoo, networks, scored
+    def __init__(self, zoo: Zoo, folder: Path, networks: int, scored: int, predictors: Mapping[str, str]) -> None:
+        self.zoo, self.networks, self.scored, self.predictors = zoo, networks, scored, predictors
         self.name = str(zoo.manifest["config"]["name"])
         self.folder = folder / f"{self.name}-{networks}-{scored}"
         self._drawn: dict[int, tuple[list[Subject], Images]] = {}
@@ -102,9 +106,16 @@ class Run:
             self._drawn = {seed: (subjects_of(self.zoo, split, seed, most), images)}
         return self._drawn[seed]
 
+    def choice(self, variant: str, seed: int) -> Choice:
+        """The ways of a variant; predictors have one for each seed."""
+        if variant in WAYS:
+            return WAYS[variant]
+        name, folder = next((n, f) for n, f in self.predictors.items() if variant in predicted_names(n))
+        return predictor_ways(name, Path(folder.replace("{seed}", str(seed))))[variant]
+
     def setting(self, variant: str) -> dict[str, Any]:
         """Which way and ridge a variant takes."""
-        choice = WAYS[variant]
+        choice = self.choice(variant, SEEDS[0])
         if len(choice.ways) == 1 and len(choice.ridges) == 1:
             return {"way": next(iter(choice.ways)), "ridge": choice.ridges[0]}
         file = self.folder / "chosen" / f"{variant}.json"
@@ -123,10 +134,17 @@ class Run:
                 found = torch_pruning.pruned(python, *self.drawn(seed), SHARES)
             else:
                 setting = self.setting(variant)
-                found = narrowed(WAYS[variant].ways[setting["way"]], setting["ridge"], *self.drawn(seed), seed)
+                found = narrowed(
+                    self.choice(variant, seed).ways[setting["way"]], setting["ridge"], *self.drawn(seed), seed
+                )
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomic(file, found)
         return dict(read_json(file))
+
+
+def predicted_names(name: str) -> tuple[str, str, str]:
+    """The variants of a predictor."""
+    return name, f"{name}_sequential", f"{name}_rounds"
 
 
 def tidy(case: str, variant: str, seed: int, found: Values) -> list[dict[str, Any]]:
@@ -183,8 +201,11 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=NETWORKS, help="networks for each seed, at most")
     parser.add_argument("--torch-pruning-python", metavar="FILE", type=Path, help="interpreter that has torch_pruning")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-morph"), help="where results are kept")
+    parser.add_argument("--predictor", metavar="NAME=FOLDER", action="append", default=[], help="may be repeated")
     arguments = parser.parse_args()
+    predictors = dict(one.split("=", 1) for one in arguments.predictor)
     variants = wanted(arguments.variants, arguments.torch_pruning_python)
+    variants += [variant for name in predictors for variant in predicted_names(name)]
     if arguments.quick:
         variants = [
             v for v in variants if not v.startswith(("oracle", "sequential", "torch")) and not v.endswith("rounds")
@@ -193,7 +214,8 @@ def main() -> None:
     networks = QUICK_NETWORKS if arguments.quick else arguments.networks
     rows: list[dict[str, Any]] = []
     for folder in arguments.zoo:
-        run = Run(Zoo.open(folder), arguments.folder, networks, QUICK_SCORED if arguments.quick else SCORED)
+        scored = QUICK_SCORED if arguments.quick else SCORED
+        run = Run(Zoo.open(folder), arguments.folder, networks, scored, predictors)
         steps = [(variant, seed) for seed in seeds for variant in variants]
         for variant, seed in tqdm(steps, desc=run.name, disable=not sys.stderr.isatty(), leave=False):
             rows += tidy(run.name, variant, seed, run.values(variant, seed, arguments.torch_pruning_python))
