@@ -26,6 +26,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("morph",): ("morph", "bring a network to another width or depth, and certify how well its function is kept"),
     ("score",): ("score", "how far apart the functions of two networks are: both are run on the same inputs"),
+    ("field", "fit"): ("field_fit", "distil a network into a weight field: one set of numbers, a network of any width"),
+    ("field", "sample"): ("field_sample", "read a network of any width from a weight field"),
     ("zoo", "build"): ("zoo_build", "train a zoo: many networks of varied quality at once; resumes after a kill"),
     ("zoo", "import"): ("zoo_import", "make a published zoo (CNNs, INRs, transformers) one that can be trained on"),
     ("zoo", "verify"): ("zoo_verify", "load and measure a sample of a zoo's networks again"),

@@ -166,6 +166,28 @@ class Field(nn.Module, abc.ABC):
         """How many numbers the field holds: all parameters, tables, scales, statistics and constants."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
+    def check_model(self, model: nn.Module) -> None:
+        """Whether a module is of the field's architecture at full width.
+
+        Raises:
+            FieldError: with the first tensor, or axis of one, that differs.
+        """
+        state = model.state_dict()
+        for name, info in self.spec.tensors.items():
+            if name not in state:
+                raise FieldError(f"{name}: the module has no such tensor", hint="the field is for another architecture")
+            shape = tuple(state[name].shape)
+            if shape != info.shape:
+                pairs = enumerate(zip(shape, info.shape, strict=False))
+                axis = next((number for number, (a, b) in pairs if a != b), min(len(shape), len(info.shape)))
+                raise FieldError(
+                    f"{name}, axis {axis}: the module has shape {list(shape)}, the field {list(info.shape)}",
+                    hint="the field is for another architecture, or another full width",
+                )
+        extra = [name for name in state if name not in self.spec.tensors]
+        if extra:
+            raise FieldError(f"{extra[0]}: not written by the field", hint="the field is for another architecture")
+
     def statistics(self) -> Sequence[Piece]:
         """The pieces that are running statistics of batch norms."""
         return [piece for piece in self.layout.pieces if piece.kind in ("norm.running_mean", "norm.running_var")]

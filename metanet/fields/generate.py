@@ -101,6 +101,7 @@ def materialise(
     Raises:
         FieldError: if the model is of another architecture, or sizes are impossible.
     """
+    field.check_model(model)
     sizes = dict(sizes or {})
     with torch.no_grad():
         state = field(None, sizes, noise, generator, draws)
