@@ -230,9 +230,11 @@ class VirtualInputs(nn.Module):
         sizes = self.sizes(features + whole[:, :, None, None]) + self.base
         sizes = sizes.unflatten(1, (-1, channels))
         number = len(_WIDTHS)
-        white = torch.randn(count, channels, height * width, generator=generator)
+        white = torch.randn(count, channels, height * width, generator=generator).to(self.base)
         smooth = torch.einsum("fpq,kcq->kfcp", self.filters, white).unflatten(-1, (height, width))
-        level = torch.randn(count, 2, 1, 1, 1, generator=generator).expand(-1, -1, channels, height, width)
+        level = (
+            torch.randn(count, 2, 1, 1, 1, generator=generator).to(self.base).expand(-1, -1, channels, height, width)
+        )
         noise = torch.cat([smooth, level], 1)
         made = torch.einsum("bfchw,kfchw->bkchw", sizes[:, : number + 2], noise) + sizes[:, number + 2, None]
         bend = self.bend(whole)[:, :, None, None, None, None]
@@ -254,7 +256,8 @@ class VirtualInputs(nn.Module):
         generator: torch.Generator,
     ) -> Tensor:
         """Where each field has to go for the network to take it for one of a class that is drawn; of size one."""
-        flat = made.reshape(*made.shape[:2], *read_as)
+        dtype = next((value.dtype for value in states.values() if value.is_floating_point()), made.dtype)
+        flat = made.reshape(*made.shape[:2], *read_as).to(dtype)
         count = made.shape[1]
         drawn = torch.rand(count, 1, generator=generator)
 
@@ -262,7 +265,7 @@ class VirtualInputs(nn.Module):
             wanted = (drawn * answers.shape[-1]).long().clamp_max(answers.shape[-1] - 1)
             return answers.log_softmax(-1).gather(-1, wanted).sum()
 
-        found = stacked.steepest(states, flat, score, own=True).reshape(made.shape)
+        found = stacked.steepest(states, flat, score, own=True).reshape(made.shape).to(made)
         size = found.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
         return found / (size + 1e-6)
 
@@ -279,7 +282,7 @@ class VirtualInputs(nn.Module):
         batch = len(next(iter(states.values())))
         found = first_weight(spec, self.shape)
         if found is None:
-            return torch.zeros(batch, channels * _CHANNELS, height, width)
+            return self.base.new_zeros(batch, channels * _CHANNELS, height, width)
         name, space = found
         weight = states[name].to(self.base)
         flat, bias_name = weight.flatten(2), bias_of(name, states.keys())
@@ -289,8 +292,11 @@ class VirtualInputs(nn.Module):
         for reader, axis in readers(spec, space).items():
             wide = states[reader].to(self.base).movedim(spec.axes[reader].index(axis) + 1, 1)
             if wide.shape[1] % size.shape[1] == 0:
-                given = given + wide.reshape(*size.shape, -1).square().sum(2)
-        given = given.sqrt() * size
+                read = wide.reshape(*size.shape, -1) * size.unsqueeze(-1)
+                # Every output counts alike: its own scale says nothing.
+                read = read / read.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+                given = given + read.square().sum(2)
+        given = given.sqrt()
         given = given / given.mean(1, keepdim=True).clamp_min(1e-12)
         bias = bias / size * math.sqrt(flat.shape[2])
         kernel = weight.ndim == 5

@@ -1,0 +1,223 @@
+"""Inputs made from weights: do they narrow better than made-up ones, and are they the same in every gauge?"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import symmetry
+from metanet import morph
+from metanet.checkpoint import Architecture
+from metanet.errors import ConfigError, TaskError
+from metanet.morph.batched import Stacked
+from metanet.tasks.morph_data import MorphItem, morph_data
+from metanet.tasks.morph_model import MorphModel
+from metanet.tasks.morph_score import GivenInputs, evaluate_morph
+from metanet.tasks.morph_task import MorphTask, divergence, masks_for, measured
+from metanet.tasks.virtual import VirtualInputs, VirtualOptions, first_weight
+from metanet.train import TrainerSettings, train
+
+SHAPE = (1, 4, 4)
+MLP = Architecture("mlp", {"inputs": 16, "widths": [12, 10], "outputs": 4, "activation": "relu"})
+CNN = Architecture(
+    "cnn",
+    {
+        "channels": 1,
+        "size": 4,
+        "widths": [6, 5],
+        "kernel": 3,
+        "strides": [1, 1],
+        "outputs": 4,
+        "activation": "tanh",
+        "norm": "none",
+        "residual": False,
+    },
+)
+SETTINGS = TrainerSettings(
+    epochs=3, learning_rate=2e-3, weight_decay=0.0, warmup=0.05, patience=0, average=0.0, progress=False
+)
+MADE = {"name": "virtual", "inputs": 0, "fields": 40, "used": 60, "steps": 2, "hidden": 8}
+LEARNED = {"name": "virtual", "inputs": 48}
+
+
+def images(count: int, seed: int) -> torch.Tensor:
+    """Data that are no smooth noise: a few directions only, far from the origin, and some values always zero."""
+    generator = torch.Generator().manual_seed(99)
+    directions = torch.randn(4, 16, generator=generator) * (torch.rand(16, generator=generator) < 0.6)
+    drawn = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)).abs()
+    return drawn @ directions + 0.5 * directions.sum(0)
+
+
+def item_of(architecture: Architecture, count: int, name: str = "zoo: net", seed: int = 0) -> MorphItem:
+    states = [architecture.build(seed=1000 * seed + number).state_dict() for number in range(count)]
+    stacked = {key: torch.stack([2 * state[key] for state in states]) for key in states[0]}
+    module, example = architecture.build().eval(), architecture.example_inputs()
+    shape = example[0].shape[1:]
+    return MorphItem(
+        name,
+        module,
+        symmetry.trace(module, example),
+        stacked,
+        SHAPE,
+        images(300, 1).reshape(-1, *shape),
+        images(200, 2).reshape(-1, *shape),
+        torch.zeros(200, dtype=torch.long),
+        np.array([f"run {number}" for number in range(count)]),
+        np.array(["train", "train", "val", "test"] * count)[:count],
+        tuple(f"net {number}" for number in range(count)),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    return morph_data([item_of(MLP, 32)])
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("morph") / "model"
+    task = MorphTask(batch=8, images=64, steps=12, moments=0.1)
+    train(task, data, LEARNED, SETTINGS, folder, True)
+    return folder
+
+
+def test_what_is_learned_beats_made_up_inputs_on_networks_held_out(trained, data) -> None:
+    found = evaluate_morph(MorphModel.open(trained), data)
+    ours, smooth, own = (found.score(name).values["closeness"] for name in ("metanet", "smooth", "images"))
+    assert ours > smooth + 0.2
+    assert ours > own - 0.3
+    assert len(found.true) == len(found.names) == 8
+
+
+def test_training_moves_the_inputs_downhill(data) -> None:
+    task = MorphTask(batch=16, images=128, steps=1)
+    model = task.model(data, MADE, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    places = torch.from_numpy(data.groups[0].part("train"))
+    losses = []
+    for _ in range(40):
+        loss = task.loss(model, data, (0, places), torch.Generator().manual_seed(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.2
+    moved = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert {"base", "smooth", "log_ridge", "sizes.weight"} <= set(moved)
+
+
+@pytest.mark.parametrize("architecture", [MLP, CNN], ids=["mlp", "cnn"])
+@torch.no_grad()
+def test_inputs_are_the_same_in_every_gauge(architecture) -> None:
+    item = item_of(architecture, 6)
+    spec = item.spec
+    generator = torch.Generator().manual_seed(4)
+    model = VirtualInputs(VirtualOptions(2, 12, 30, 2, 8), SHAPE, generator).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    states = {name: value.double() for name, value in item.states.items()}
+    shape = item.images.shape[1:]
+    stacked = Stacked(item.model.double())
+    plain = model(stacked, spec, states, shape).inputs
+    moved = []
+    for row in range(6):
+        one = spec.act(spec.sample(generator), {name: value[row] for name, value in states.items()})
+        moved.append(model(stacked, spec, {name: value[None] for name, value in one.items()}, shape).inputs[0])
+    spread = (plain - plain.mean(0)).abs().max()
+    assert float((torch.stack(moved) - plain).abs().max()) < 1e-10 * float(spread)
+    # Other networks get other inputs: what is invariant is not constant.
+    assert float(spread) > 1e-3
+
+
+def test_the_first_weight_is_the_one_that_reads_the_image() -> None:
+    assert first_weight(item_of(MLP, 4).spec, SHAPE) == ("layers.0.weight", "layers.0")
+    name, space = first_weight(item_of(CNN, 4).spec, SHAPE) or ("", "")
+    assert name.endswith("weight")
+    assert item_of(CNN, 4).spec.sizes[space] == 6
+    assert first_weight(item_of(MLP, 4).spec, (1, 5, 5)) is None
+
+
+def test_a_stack_is_measured_as_one_network_is_morphed(data) -> None:
+    group = data.groups[0]
+    maker = GivenInputs(group.item.images[:128])
+    place = int(group.part("test")[0])
+    stacked = measured(maker, group, torch.tensor([place]))[0.5]
+    model = MLP.build().double()
+    model.load_state_dict({name: value[place].double() for name, value in group.item.states.items()})
+    batches = [(group.item.images[:128].double(),)]
+    plan = morph.narrow_by_obs(model, group.item.spec, {"layers.0": 6, "layers.1": 5}, batches)
+    compensation = morph.Compensation(batches, sequential=False)
+    made = morph.apply(plan, model, (batches[0][0][:7],), spec=group.item.spec, compensation=compensation).model
+    with torch.no_grad():
+        x = group.item.test_images.double()
+        expected = divergence(model(x)[None], made(x)[None])
+    assert float(stacked["kl"][0]) == pytest.approx(float(expected), rel=2e-3)
+
+
+def test_a_predictor_narrows_a_network_from_its_weights(trained, data) -> None:
+    predictor = MorphModel.open(trained)
+    group = data.groups[0]
+    place = int(group.part("test")[0])
+    model = MLP.build().double()
+    model.load_state_dict({name: value[place].double() for name, value in group.item.states.items()})
+    before = copy.deepcopy(model.state_dict())
+    example = group.item.test_images[:7].double()
+    compensation = predictor.compensation(model, group.item.spec, example)
+    assert compensation.batches is not None
+    plan = morph.narrow_by_obs(model, group.item.spec, {"layers.0": 6, "layers.1": 5}, compensation.batches)
+    with torch.no_grad():
+        x = group.item.test_images.double()
+        far = [
+            float(divergence(model(x)[None], made.model(x)[None]))
+            for made in (
+                morph.apply(plan, model, (example,), spec=group.item.spec, compensation=compensation),
+                morph.apply(plan, model, (example,), spec=group.item.spec),
+            )
+        ]
+    assert far[0] < far[1]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_random_masks_and_chosen_ones_keep_as_many_units(data) -> None:
+    group = data.groups[0]
+    states = group.rows(np.arange(3))
+    size = {"layers.0": 12, "layers.1": 10}
+    moments = {
+        reading.weight: (torch.zeros(3, size[space]), torch.eye(size[space]).expand(3, -1, -1))
+        for space, readings in group.masked.readings.items()
+        for reading in readings
+    }
+    masks = masks_for(group.masked, states, moments, {"layers.0": 0.5, "layers.1": 0.25}, 1e-3)
+    assert {space: mask.sum(1).tolist() for space, mask in masks.items()} == {
+        "layers.0": [6.0] * 3,
+        "layers.1": [2.0] * 3,
+    }
+
+
+def test_refusals(trained, data, tmp_path) -> None:
+    predictor = MorphModel.open(trained)
+    other = Architecture("mlp", {"inputs": 9, "widths": [5], "outputs": 4, "activation": "relu"})
+    with pytest.raises(TaskError, match=r"reads inputs of shape \[9\], the predictor makes images of \[1, 4, 4\]"):
+        predictor.inputs(other.build(), symmetry.trace(other.build(), other.example_inputs()), torch.zeros(2, 9))
+    generator = torch.Generator()
+    for options, words in (
+        ({"name": "metanet"}, "takes 'virtual'"),
+        ({"name": "virtual", "inputs": 0}, "no inputs and no fields"),
+        ({"name": "virtual", "size": 3}, "no such setting: 'size'"),
+        ({"name": "virtual", "steps": -1}, "expected 0 or more"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            VirtualInputs.from_mapping(options, SHAPE, generator)
+    with pytest.raises(ConfigError, match=r"task\.least"):
+        MorphTask(least=0.95)
+    with pytest.raises(TaskError, match="no network can be narrowed; 1 left out"):
+        linear = nn.Linear(16, 4)
+        item = item_of(MLP, 4)
+        spec = symmetry.trace(linear, (torch.zeros(2, 16),))
+        morph_data([MorphItem(**{**vars(item), "model": linear, "spec": spec, "states": {}})])
