@@ -170,7 +170,9 @@ class Work:
         """How the readers of dropped units are refitted."""
         from metanet.morph import Compensation
 
-        return None if self.arguments.no_compensation else Compensation(self.batches, ridge=self.ridge)
+        return None if self.arguments.no_compensation else Compensation(
+            self.batches, ridge=self.ridge, rounds=self.arguments.rounds
+        )
 
     def narrowing(self, ratio: float) -> Plan:
         """The plan for a share of the width."""

@@ -27,7 +27,9 @@ a set: {", ".join(SETS)}) or, without it,
 from made-up inputs; the answer says which. Half of the inputs serve to edit, the other half to score. Wider
 networks, and blocks that are put in, are exact.
 
-With --predict a trained predictor makes the inputs that serve to edit from the weights alone; all of --data score.
+With --rounds the weights that are left move too, down the divergence from the old network on the inputs that edit: no
+labels, and no inputs but those. With --predict a trained predictor makes these inputs from the weights alone, and all
+of --data score.
 
 With --max-kl or --min-agreement the change goes only as far as they allow. The exit code is 1, and nothing is
 written, if they allow none of it.
@@ -64,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which units stay; obs: those without which least is lost after compensation (%(default)s)",
     )
     parser.add_argument("--no-compensation", action="store_true", help="drop units and leave the rest as it is")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=count,
+        default=0,
+        help="then move all weights that are left, by N rounds of Gauss-Newton on the same inputs (%(default)s)",
+    )
     parser.add_argument("--max-kl", metavar="NATS", type=not_negative, help="go no further than this divergence")
     parser.add_argument("--min-agreement", metavar="SHARE", type=share, help="go no further than this agreement")
     parser.add_argument("--data", metavar="FILE|NAME", help="inputs: a file of arrays, or a set by its name")

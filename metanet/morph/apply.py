@@ -20,8 +20,11 @@ from metanet.morph.modules import put_tensors, rebuild
 from metanet.morph.norms import recalibrate
 from metanet.morph.plan import Plan, fingerprint
 from metanet.morph.rebuilding import Rebuilding
+from metanet.morph.refine import refine
+from metanet.morph.refit import steps_of
 from metanet.morph.resize import resize, resized_spec
 from metanet.morph.running import doubled
+from metanet.morph.scores import keep_scale
 from metanet.morph.undo import Difference, Step, difference, restore_state
 from symmetry import SymmetrySpec, TraceError
 
@@ -134,6 +137,8 @@ def apply(
     for stage in replay(plan, wide, inputs, found, apart=compensation is not None):
         spaces = [edit for edit in stage.edits if isinstance(edit, SpaceEdit)]
         rebuilt: list[Rebuilding] = []
+        if spaces:
+            keep_scale(work, stage.model, here, steps_of(here, spaces), inputs)
         if compensation is not None and spaces:
             rebuilt, missed = compensate(work, stage.model, here, spaces, compensation)
             skipped += missed
@@ -152,6 +157,9 @@ def apply(
         work, here = stage.model, stage.spec
         steps += stage.steps
         function = Function(work, inputs, here)
+    if compensation is not None and compensation.rounds and compensation.batches is not None:
+        work = copy.deepcopy(work)
+        refine(wide, work, compensation.batches, compensation.rounds)
     error = first.error(work)
     work = _rounded(work, source_state)
     if batch_norm_data is not None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from metanet.morph.batched import Masked, State
+from metanet.morph.batched import Masked, Stacked, State
 
-__all__ = ["refined"]
+__all__ = ["descended", "refined"]
 
 _SIZES = (1.0, 0.5, 0.25, 0.1)
 Direction = dict[str, Tensor]
@@ -54,19 +54,49 @@ def refined(
     Shapes:
         states (B, ...), masks (B, units)
     """
-    names = [name for name, _ in masked.module.named_parameters() if name in narrowed]
     free = _free(masked, narrowed, masks)
     with torch.no_grad():
         target = masked.outputs(whole, inputs, own).log_softmax(-1)
-    made = {name: value.detach() for name, value in narrowed.items()}
+    return descended(masked, narrowed, target, inputs, free, rounds, products, damping, own)
+
+
+def descended(
+    stacked: Stacked,
+    states: State,
+    target: Tensor,
+    inputs: Sequence[Tensor],
+    free: Mapping[str, Tensor],
+    rounds: int = 8,
+    products: int = 12,
+    damping: float = 1e-2,
+    own: bool = False,
+) -> dict[str, Tensor]:
+    """Stacks of networks after some rounds of Gauss-Newton towards given answers; see :func:`refined`.
+
+    Args:
+        stacked: the architecture.
+        states: the networks to start from.
+        target: logarithms of the class probabilities that are wanted.
+        inputs: arguments of ``forward``.
+        free: by name, 1 where a weight may move; weights without an entry move everywhere.
+        rounds: how many.
+        products: conjugate gradients per round, at most.
+        damping: share of the curvature along the gradient.
+        own: whether each network has inputs of its own, along a first axis.
+
+    Shapes:
+        states (B, ...), target (B, n, classes)
+    """
+    names = [name for name, _ in stacked.module.named_parameters() if name in states]
+    made = {name: value.detach() for name, value in states.items()}
     for _ in range(rounds):
-        step = _step(masked, made, names, free, inputs, target, products, damping, own)
+        step = _step(stacked, made, names, free, inputs, target, products, damping, own)
         with torch.no_grad():
-            best = _divergence(target, masked.outputs(made, inputs, own))
+            best = _divergence(target, stacked.outputs(made, inputs, own))
             start, moved = dict(made), torch.zeros(len(best), dtype=torch.bool, device=best.device)
             for size in _SIZES:
                 tried = {**start, **{name: start[name] - size * step[name] for name in names}}
-                found = _divergence(target, masked.outputs(tried, inputs, own))
+                found = _divergence(target, stacked.outputs(tried, inputs, own))
                 better = found < best
                 best, moved = torch.where(better, found, best), moved | better
                 for name in names:
@@ -77,7 +107,7 @@ def refined(
 
 
 def _step(
-    masked: Masked,
+    masked: Stacked,
     made: State,
     names: Sequence[str],
     free: Mapping[str, Tensor],

@@ -52,14 +52,20 @@ class Compensation:
         ridge: weight of the shrinkage, in units of each feature's variance.
         sequential: measure what is left in the network edited so far, so that later readers make up for what earlier
             ones could not; otherwise in the old network. Needs batches.
+        rounds: of Gauss-Newton on all weights that are left, when everything else is done, down the divergence of the
+            class probabilities on the batches; see :func:`metanet.morph.refine.refine`. Needs batches; for outputs that are
+            logits of classes.
     """
 
     batches: Sequence[Sequence[Any]] | None = None
     moments: Mapping[str, tuple[Tensor, Tensor]] | None = None
     ridge: float = 1e-3
     sequential: bool = True
+    rounds: int = 0
 
     def __post_init__(self) -> None:
+        if self.rounds < 0 or (self.rounds and self.batches is None):
+            raise PlanError(f"{self.rounds} rounds, expected none or more, and batches to go down on")
         if (self.batches is None) == (self.moments is None):
             raise PlanError("compensation takes batches or moments", hint="give one of them")
         if not 0 <= self.ridge < float("inf"):
