@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metanet.commands._plan_scores import print_plan_scores
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._terminal import cell, progress, say, table
 from metanet.errors import ConfigError, MetanetError
@@ -31,6 +32,7 @@ EXAMPLES = """\
 examples:
   metanet predict runs/accuracy weights.safetensors
   metanet predict runs/accuracy checkpoints/*.pt --json
+  metanet predict runs/plan-score weights.safetensors --plan narrow/plan.json
   find checkpoints -name '*.safetensors' | metanet predict runs/accuracy --files-from -
 """
 
@@ -42,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anyway", action="store_true", help="answer for architectures unlike those it was trained on, with a warning"
     )
+    parser.add_argument("--plan", metavar="PLAN", type=Path, help="for task=plan_score: what this plan would cost")
+    parser.add_argument(
+        "--no-compensation", action="store_true", help="with --plan: leave the readers of dropped units alone"
+    )
     add_reading_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the answers as one JSON array")
 
@@ -49,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from metanet.tasks import PlaceModel, PropertyModel
     from metanet.tasks.place_task import PLACES_NAME
+    from metanet.tasks.plan_score import PLAN_SCORE_NAME
+    from metanet.tasks.plan_score_predict import PlanScoreModel
     from metanet.train import Artefact
 
     names = [*arguments.files, *_listed(arguments.files_from)]
@@ -56,7 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("no checkpoint file named", hint="name files, or a list of them with --files-from")
     artefact = Artefact.open(arguments.model)
     checkpoints = _read(progress(names, "predict", len(names)), arguments)
-    if artefact.holds(PLACES_NAME):
+    if artefact.holds(PLAN_SCORE_NAME):
+        told, refit = PlanScoreModel(artefact), not arguments.no_compensation
+        refused = print_plan_scores(told, checkpoints, arguments.plan, refit, arguments.anyway, arguments.json)
+    elif arguments.plan is not None:
+        raise ConfigError("--plan needs a model of task=plan_score", where=arguments.model)
+    elif artefact.holds(PLACES_NAME):
         places = PlaceModel(artefact)
         found = places.predict(checkpoints, arguments.anyway)
         refused = _print_json(found) if arguments.json else _print_places(found, places.column)
