@@ -137,10 +137,9 @@ def apply(
     for stage in replay(plan, wide, inputs, found, apart=compensation is not None):
         spaces = [edit for edit in stage.edits if isinstance(edit, SpaceEdit)]
         rebuilt: list[Rebuilding] = []
-        if spaces:
-            keep_scale(work, stage.model, here, steps_of(here, spaces), inputs)
+        scales = keep_scale(work, stage.model, here, steps_of(here, spaces), inputs) if spaces else {}
         if compensation is not None and spaces:
-            rebuilt, missed = compensate(work, stage.model, here, spaces, compensation)
+            rebuilt, missed = compensate(work, stage.model, here, spaces, compensation, scales)
             skipped += missed
         elif compensation is not None and _changes_modules(stage.edits):
             done = refit_behind(work, stage.model, here, stage.spec, compensation)

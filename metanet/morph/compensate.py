@@ -73,6 +73,7 @@ def compensate(
     before: SymmetrySpec,
     edits: Sequence[SpaceEdit],
     compensation: Compensation,
+    scales: Mapping[str, float] | None = None,
 ) -> tuple[list[Rebuilding], list[str]]:
     """Refit the readers of all spaces from which units were dropped, in place, in the order of the data.
 
@@ -82,6 +83,7 @@ def compensate(
         before: layout of ``old``.
         edits: what was done.
         compensation: how.
+        scales: what :func:`metanet.morph.scores.keep_scale` has multiplied queries by.
 
     Returns:
         What dropped units were rebuilt from, for each reader, and the weights that could not be refitted, because what
@@ -109,7 +111,9 @@ def compensate(
     for item in order:
         try:
             if isinstance(item, ScorePair):
-                refit_scores(item, old, new, before, work.after, steps, compensation)
+                refit_scores(
+                    item, old, new, before, work.after, steps, compensation, (scales or {}).get(item.space, 1.0)
+                )
             else:
                 found.append(work.refit(item, compensation))
         except PlanError as error:

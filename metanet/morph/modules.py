@@ -69,7 +69,8 @@ def rebuild(
     reason = str(failure).splitlines()[0] if failure else "its outputs have another shape or its layout is another one"
     raise PlanError(
         f"the edited {type(model).__name__} does not run: {reason}",
-        hint="a size is probably written into its forward method; state it as an attribute or read it from a tensor",
+        hint="one size probably stands for several (a stream and its heads): change those spaces in one plan; or one "
+        "is written into its forward method: state it as an attribute or read it from a tensor",
     )
 
 

@@ -96,12 +96,27 @@ def _resize_tensor(spec: SymmetrySpec, name: str, tensor: Tensor, change: Resizi
 
 
 def _inverse_slots(spec: SymmetrySpec, name: str, space: str) -> set[tuple[int, int]]:
-    """Blocks and leaves on which a matrix of the space acts by its inverse transpose.
+    """Blocks and leaves that read a space though their role does not say so.
 
-    Queries and keys both write a space that only their product reads: one of them has to stand for the reader.
+    Queries and keys both write a space that only their product reads: one of them has to stand for the reader, the one
+    on which a matrix of the space acts by its inverse transpose. Contractions of stacked weights (experts) have no
+    roles: there what is divided when the units are scaled reads them.
     """
-    slots = (slot for factor in spec.linear if factor.space == space for slot in factor.slots)
-    return {(slot.block, slot.leaf) for slot in slots if slot.tensor == name and slot.inverse}
+    slots = {
+        (slot.block, slot.leaf)
+        for factor in spec.linear
+        for slot in factor.slots
+        if factor.space == space and slot.tensor == name and slot.inverse
+    }
+    if set(spec.tensors[name].roles) == {"none"} and len(spec.axes[name]) > 1:
+        slots |= {
+            (slot.block, slot.leaf)
+            for factor in spec.factors
+            for slot in factor.slots
+            if slot.leaf is not None and factor.space == space and factor.kind == "scale"
+            if slot.tensor == name and slot.exponent < 0
+        }
+    return slots
 
 
 def _leaf_roles(axes: tuple[Axis, ...], roles: tuple[str, ...]) -> Iterator[list[str]]:

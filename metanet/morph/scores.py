@@ -7,14 +7,18 @@ matrices are folded into the queries' weights and bias. Over all pairs of a quer
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metanet.errors import PlanError
+from metanet.morph.function import TOLERANCE, Function
+from metanet.morph.modules import put_tensors
 from metanet.morph.moments import Moments
 from metanet.morph.refit import (
     Compensation,
@@ -26,10 +30,12 @@ from metanet.morph.refit import (
     rebuilding_matrix,
     without_positions,
 )
+from metanet.morph.resize import resize, resized_spec
+from metanet.morph.undo import inverse
 from symmetry import SymmetrySpec
 from symmetry.action import leaf_name, tensor_blocks
 
-__all__ = ["ScorePair", "refit_scores", "score_pairs"]
+__all__ = ["ScorePair", "keep_scale", "refit_scores", "score_pairs"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ def refit_scores(
     after: SymmetrySpec,
     steps: Steps,
     compensation: Compensation,
+    scale: float = 1.0,
 ) -> None:
     """Refit the queries of an edited network, in place.
 
@@ -142,6 +149,7 @@ def refit_scores(
         after: layout of the edited one.
         steps: what was done.
         compensation: how.
+        scale: what :func:`keep_scale` has multiplied queries by.
 
     Raises:
         PlanError: as :func:`metanet.morph.refit.read_moments`.
@@ -160,11 +168,70 @@ def refit_scores(
                 moments, places = queries.moments[group][extra], queries.places[group, extra]
                 moments = moments.about_zero() if bias is None else moments
                 q = rebuilding_matrix(moments, queries.priors[group][extra], compensation.ridge)
-                both = k @ q.mT
+                both = scale * k @ q.mT
                 front[places] = (both @ front[places].double()).to(front)
                 if bias is not None:
-                    constant = k @ (moments.other - q.mT @ moments.mean)
+                    constant = scale * k @ (moments.other - q.mT @ moments.mean)
                     bias[places] = (both @ bias[places].double() + constant).to(bias)
+
+
+def keep_scale(
+    old: nn.Module, new: nn.Module, before: SymmetrySpec, steps: Steps, inputs: Sequence[Any]
+) -> dict[str, float]:
+    """Undo what a module does to its scores by dividing them by the root of a head's size, in place.
+
+    The edited network is held against the old one without the units that were dropped; queries are multiplied by the
+    root of the ratio of sizes if that brings it nearer.
+
+    Args:
+        old: the network before.
+        new: the edited one.
+        before: layout of the old one.
+        steps: what was done.
+        inputs: one entry per argument of ``forward``.
+
+    Returns:
+        What queries were multiplied by, by space.
+    """
+    last, change = steps[-1]
+    after = resized_spec(last, {change.space: change.size})
+    pairs = [
+        pair
+        for pair in score_pairs(before, {change.space for _, change in steps})
+        if before.sizes[pair.space] != after.sizes[pair.space]
+    ]
+    if not pairs:
+        return {}
+    state: Mapping[str, Tensor] = {name: tensor.detach() for name, tensor in new.state_dict(keep_vars=True).items()}
+    state = {name: state[after.tensors[name].tied_to or name] for name in state}
+    here = after
+    for spec, change in reversed(steps):
+        state, here = resize(here, state, inverse(spec, change)), spec
+    whole = copy.deepcopy(old)
+    put_tensors(whole, state)
+    function = Function(whole, inputs, before)
+    plain = function.error(new)
+    if plain <= TOLERANCE:
+        return {}
+    ratios = {pair: (after.sizes[pair.space] / before.sizes[pair.space]) ** 0.5 for pair in pairs}
+    _scale(new, after, ratios)
+    if function.error(new) < plain:
+        return {pair.space: ratio for pair, ratio in ratios.items()}
+    _scale(new, after, {pair: 1 / ratio for pair, ratio in ratios.items()})
+    return {}
+
+
+def _scale(model: nn.Module, spec: SymmetrySpec, ratios: Mapping[ScorePair, float]) -> None:
+    """Multiply queries, in place."""
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for pair, ratio in ratios.items():
+            name, rows = pair.queries[0], _rows(spec, pair.space, pair.queries).reshape(-1)
+            bias = bias_of(name, state)
+            weight = state[name] if _writing(spec, name, pair.space) == 0 else state[name].mT
+            weight[rows] *= ratio
+            if bias is not None:
+                state[bias][rows] *= ratio
 
 
 def _side(

@@ -16,7 +16,7 @@ from metanet.errors import PlanError
 from metanet.morph.resize import Resizing, resize, resized_spec
 from symmetry import GroupElement, SymmetrySpec
 
-__all__ = ["Difference", "Step", "difference", "restore_state"]
+__all__ = ["Difference", "Step", "difference", "inverse", "restore_state"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -62,7 +62,7 @@ def _taken_back(steps: tuple[Step, ...], state: Mapping[str, Tensor]) -> dict[st
         elif isinstance(step.change, Resizing):
             after = resized_spec(step.spec, {step.change.space: step.change.size})
             if set(found) == set(after.axes):
-                found = resize(after, found, _inverse(step.spec, step.change))
+                found = resize(after, found, inverse(step.spec, step.change))
         else:
             # Modules were replaced: what kept its name and shape is taken over.
             found = {
@@ -73,7 +73,7 @@ def _taken_back(steps: tuple[Step, ...], state: Mapping[str, Tensor]) -> dict[st
     return found
 
 
-def _inverse(spec: SymmetrySpec, change: Resizing) -> Resizing:
+def inverse(spec: SymmetrySpec, change: Resizing) -> Resizing:
     """Back to the old units: each is written like its first copy, and read as all its copies together."""
     shape, size = tuple(change.source.shape), spec.sizes[change.space]
     new = torch.arange(change.size).expand(shape)
