@@ -8,9 +8,9 @@ Without data: `random`, `l1`, `l2` (magnitudes), `torch_pruning` (its group L2),
 `noise` and `smooth_noise` (optimal brain surgeon and least squares on made-up inputs). With data: `taylor`, `oracle`
 (units whose loss alone costs least, measured one by one), `oracle_ls4096` (that order and least squares), `ls64`,
 `ls256`, `ls4096` (optimal brain surgeon and least squares on so many images), `sequential` (least squares layer by
-layer). `..._rounds` go on from there: up to eight rounds of Gauss-Newton on all weights that are left, down the KL
-between both networks on the inputs that they were refitted on (at most 1,024, no labels). Ridge, noise and rounds are
-chosen for each of them on validation networks and images of the pool, at half the units.
+layer; convolutional networks: 1,024 images). `..._rounds` go on from there: up to eight rounds of Gauss-Newton on all
+weights that are left, down the KL between both networks on the inputs that they were refitted on (at most 1,024, no
+labels). Ridge, noise and rounds are chosen for each on validation networks and images of the pool, at half the units.
 
 `--predictor NAME=FOLDER` adds `NAME`, `NAME_sequential` and `NAME_rounds`: the same on inputs that a trained predictor
 (`metanet train task=morph`, on the training part) makes from the weights alone; `{seed}` in it stands for the seed.
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=known, default=known, help="which variants")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="which seeds")
     parser.add_argument("--networks", type=int, default=NETWORKS, help="networks for each seed, at most")
+    parser.add_argument("--scored", type=int, default=SCORED, help="images that measure, at most")
     parser.add_argument("--torch-pruning-python", metavar="FILE", type=Path, help="interpreter that has torch_pruning")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-morph"), help="where results are kept")
     parser.add_argument("--predictor", metavar="NAME=FOLDER", action="append", default=[], help="may be repeated")
@@ -214,7 +215,7 @@ def main() -> None:
     networks = QUICK_NETWORKS if arguments.quick else arguments.networks
     rows: list[dict[str, Any]] = []
     for folder in arguments.zoo:
-        scored = QUICK_SCORED if arguments.quick else SCORED
+        scored = QUICK_SCORED if arguments.quick else arguments.scored
         run = Run(Zoo.open(folder), arguments.folder, networks, scored, predictors)
         steps = [(variant, seed) for seed in seeds for variant in variants]
         for variant, seed in tqdm(steps, desc=run.name, disable=not sys.stderr.isatty(), leave=False):

@@ -21,7 +21,7 @@ from metanet.morph.batched_refit import input_moments, masked_only, narrowed_in_
 from metanet.morph.orders import kept_of, obs_orders, reader_grams
 from metanet.score import InputDescription
 
-MADE_UP = 4096
+MADE_UP = 4096  # a quarter of it where each position of a map is a sample
 TAYLOR_BATCHES, TAYLOR_BATCH = 32, 32
 ORACLE_IMAGES = 256
 IN_TURN_IMAGES = 4096
@@ -111,7 +111,12 @@ def surgeon_orders(subject: Subject, moments: Moments, ridge: float) -> dict[str
     """By space, which unit goes first. Shapes: -> (networks, units)."""
     found = {}
     for space, readings in subject.masked.readings.items():
-        covariance = torch.stack([moments[reading.weight][1] for reading in readings]).mean(0)
+        seen = []
+        for reading in readings:
+            mean, covariance = moments[reading.weight]
+            # Where no bias takes a constant, a mean is lost with its unit.
+            seen.append(covariance if reading.bias else covariance + mean.unsqueeze(2) * mean.unsqueeze(1))
+        covariance = torch.stack(seen).mean(0)
         found[space] = obs_orders(covariance, reader_grams(subject.states, readings, covariance.shape[-1]), ridge=ridge)
     return found
 
@@ -138,6 +143,10 @@ def by_rounds(subject: Subject, inputs: Tensor, rounds: int, own: bool = False) 
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return edit
+
+
+def _many(subject: Subject, count: int) -> int:
+    return count // 4 if subject.architecture.family == "cnn" else count
 
 
 # --- without data ---------------------------------------------------------------------------------------------------
@@ -184,7 +193,7 @@ def made_up(kind: str, noise: Noise, rounds: int = 0) -> Way:
         description = InputDescription(shape, kind, low, high, exponent=noise.exponent)
         if rounds:
             return by_rounds(subject, subject.shaped(description.draw(REFINED_INPUTS, generator)), rounds)
-        return by_inputs(subject, subject.shaped(description.draw(MADE_UP, generator)))
+        return by_inputs(subject, subject.shaped(description.draw(_many(subject, MADE_UP), generator)))
 
     return way
 
@@ -230,7 +239,7 @@ def least_squares(count: int, rounds: int = 0) -> Way:
 
 def in_turn(subject: Subject, images: Images, generator: torch.Generator) -> Edit:
     """The order of least squares, and readers refitted one after the other in the networks edited so far."""
-    inputs = subject.shaped(images.fit[:IN_TURN_IMAGES])
+    inputs = subject.shaped(images.fit[: _many(subject, IN_TURN_IMAGES)])
     with torch.no_grad():
         moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK)
 
@@ -302,7 +311,7 @@ WITH_DATA = {
     "ls64": Choice({"": least_squares(64)}),
     "ls256": Choice({"": least_squares(256)}),
     "ls4096": Choice({"": least_squares(4096)}),
-    "sequential": Choice({"": in_turn}),
+    "sequential": Choice({"": in_turn}, (1e-4, 1e-3, 1e-2)),
     "ls256_rounds": Choice({n: least_squares(256, k) for n, k in ROUNDS.items()}, FEW_RIDGES),
     "ls1024_rounds": Choice({n: least_squares(1024, k) for n, k in ROUNDS.items()}, FEW_RIDGES),
 }

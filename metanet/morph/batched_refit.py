@@ -92,6 +92,10 @@ def narrowed_in_turn(
     for reading in sorted(readings, key=lambda one: masked.spec.tensors[one.weight].order):
         mask = masks[reading.space].double()
         mean, other, within, across = _joint(masked, states, made, inputs, reading, chunk, own)
+        if not reading.bias:
+            # Nothing takes a constant: means are rebuilt like the rest.
+            within = within + mean.unsqueeze(2) * mean.unsqueeze(1)
+            across = across + mean.unsqueeze(2) * other.unsqueeze(1)
         level = ridge_level(within, ridge)
         both = mask.unsqueeze(-1) * mask.unsqueeze(-2)
         left = within * both + torch.diag_embed(torch.where(mask > 0, level, torch.ones_like(level)))
