@@ -90,7 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
     if len(training.data.dropped) > 5:
         say(f"left out: {len(training.data.dropped) - 5} more")
     say(f"took {seconds:.1f} s; {page}")
-    say(f"ask it about a file: metanet predict {training.folder} FILE")
+    if training.task.describe()["task"] == "morph":
+        say(f"narrow a network with it: metanet morph FILE --width 0.5 --predict {training.folder}")
+    else:
+        say(f"ask it about a file: metanet predict {training.folder} FILE")
     return 0
 
 

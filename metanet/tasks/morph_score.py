@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metanet.errors import TaskError
 from metanet.nn.rich_inputs import smooth_inputs
 from metanet.tasks.evaluate import Evaluation, ModelScore
+from metanet.tasks.metrics import bootstrap_interval
 from metanet.tasks.morph_data import MorphData, MorphGroup
 from metanet.tasks.morph_model import MorphModel
 from metanet.tasks.morph_task import SHARES, MorphTask, measured
@@ -58,6 +61,10 @@ def evaluate_morph(
         TaskError: The part is empty.
     """
     opened = model if isinstance(model, MorphModel) else MorphModel.open(Path(model))
+    names = [group.item.names[i] for group in data.groups for i in group.part(part)]
+    groups = [f"{group.item.name}, run {group.item.groups[i]}" for group in data.groups for i in group.part(part)]
+    if not names:
+        raise TaskError(f"the part {part!r} is empty", hint="give it a share of the groups")
     scores: list[ModelScore] = []
     each_of: dict[str, list[float]] = {}
     ways = (
@@ -75,10 +82,12 @@ def evaluate_morph(
         values |= {f"agreement_{share:g}": float(agreement[share].mean()) for share in SHARES}
         shown = " / ".join(f"{values[f'kl_{share:g}']:.3g}" for share in SHARES)
         sizes = " / ".join(f"{share:.0%}" for share in SHARES)
-        scores.append(ModelScore(name, kind, f"{words}; KL {shown} at {sizes} of the units", values))
+        interval = bootstrap_interval(
+            lambda one, _: float(one.mean()), each.numpy(), each.numpy(), groups, np.random.default_rng(seed)
+        )
+        told = f"{words}; KL {shown} at {sizes} of the units"
+        scores.append(ModelScore(name, kind, told, values, {"closeness": interval}))
         each_of[name] = each.tolist()
-    names = [group.item.names[i] for group in data.groups for i in group.part(part)]
-    groups = [f"{group.item.name}, run {group.item.groups[i]}" for group in data.groups for i in group.part(part)]
     return Evaluation(
         MorphTask.column,
         part,
