@@ -39,6 +39,12 @@ def load_named(path: Path, arguments: argparse.Namespace) -> Checkpoint:
 
     # One object for all files, so that thousands of files of one factory are traced once.
     architecture = _made_by(arguments.factory) if arguments.factory else arguments.architecture
+    if path.is_dir():
+        from metanet.commands._morph_folder import edited_architecture
+
+        # A file that describes an architecture describes what the folder holds; a factory may build the old network.
+        if not isinstance(architecture, Path):
+            architecture = edited_architecture(path, architecture) or architecture
     return load(path, architecture=architecture, activation=arguments.activation, key=arguments.key)
 
 

@@ -33,6 +33,10 @@ def residual() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(nn.Linear(64, 8), Block(), Block(), Block(), nn.Linear(8, 10)), torch.zeros(7, 64)
 
 
+def another() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10)), torch.zeros(7, 64)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("morph")
@@ -161,6 +165,15 @@ def test_depth_of_the_users_own_network(folder: Path) -> None:
     model = residual()[0].eval()
     made = restore(model, folder / "shallow", residual()[1:])
     assert sum(type(module) is Block for module in made.modules()) == 1
+    # Other commands read the folder when they are told what the old network was.
+    again = within("score", "residual.pt", "shallow", *factory, "--json", cwd=folder).works().json
+    certificate = json.loads((folder / "shallow" / "certificate.json").read_text())
+    assert again["outputs"][0]["kl"]["value"] == pytest.approx(certificate["preservation"]["outputs"][0]["kl"]["value"])
+    assert within("inspect", "shallow", cwd=folder).refuses(
+        "of a class of the user's own; name the old one's --factory"
+    )
+    other = ("--factory", f"{__name__}:another")
+    assert within("inspect", "shallow", *other, cwd=folder).refuses("shallow: the plan is for another architecture")
     told = within("morph", "residual.pt", *factory, "--depth", "2", "--json", cwd=folder).works().json
     assert told["edit_error"] <= 1e-10
     assert told["certificate"]["after"]["parameters"] > told["certificate"]["before"]["parameters"]
