@@ -108,6 +108,25 @@ class MorphData:
         return self.groups[0].item.shape
 
     @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The sets of images that the networks learned, by the names of their zoos; alike images are one."""
+        return tuple(sorted({self._kind_of[id(group)] for group in self.groups}))
+
+    @cached_property
+    def _kind_of(self) -> dict[int, str]:
+        seen: dict[tuple[float, float], str] = {}
+        found = {}
+        for group in self.groups:
+            images = group.item.images
+            key = float(images.double().mean()), float(images.double().square().mean())
+            found[id(group)] = seen.setdefault(key, group.item.name.partition(":")[0])
+        return found
+
+    def kind(self, number: int) -> int:
+        """Which of the kinds a group learned."""
+        return self.kinds.index(self._kind_of[id(self.groups[number])])
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of weights, images, groups and parts."""
         digest = hashlib.sha256()

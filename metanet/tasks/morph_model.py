@@ -45,7 +45,9 @@ class MorphModel:
         self.record: Mapping[str, Any] = artefact.values(MORPH_NAME)
         self.task = MorphTask.from_mapping(artefact.config.get("task") or {})
         self.shape = tuple(int(size) for size in self.record["input"])
-        model = VirtualInputs.from_mapping(artefact.config.get("model") or {}, self.shape, torch.Generator())
+        model = VirtualInputs.from_mapping(
+            artefact.config.get("model") or {}, self.shape, len(self.record["kinds"]), torch.Generator()
+        )
         try:
             model.load_state_dict(artefact.tensors())
         except RuntimeError as error:

@@ -128,8 +128,9 @@ class MorphTask:
 
     def model(self, data: MorphData, options: Mapping[str, Any], generator: torch.Generator) -> nn.Module:
         """A predictor whose first inputs have the mean and covariance of the images of the zoos."""
-        made = VirtualInputs.from_mapping(options, data.shape, generator)
-        made.start([group.item.images for group in data.groups], generator)
+        made = VirtualInputs.from_mapping(options, data.shape, len(data.kinds), generator)
+        firsts = {data.kind(number): group.item.images for number, group in reversed([*enumerate(data.groups)])}
+        made.start([firsts[kind] for kind in range(len(data.kinds))], generator)
         return made
 
     def batches(self, data: MorphData, generator: torch.Generator) -> Sequence[tuple[int, Tensor]]:
@@ -153,7 +154,8 @@ class MorphTask:
         drawn = images[torch.randint(len(images), (self.images,), generator=generator)]
         with torch.no_grad():
             whole = masked.outputs(states, (drawn,))
-        virtual = model(masked, group.item.spec, states, images.shape[1:], generator)
+        kind = data.kind(number)
+        virtual = model(masked, group.item.spec, states, images.shape[1:], generator, kind)
         moments = _moments(masked, states, virtual)
         shares = self._shares(masked, generator)
         if float(torch.rand((), generator=generator)) < self.random:
@@ -167,6 +169,9 @@ class MorphTask:
             with torch.no_grad():
                 true = _moments(masked, states, Virtual(drawn, virtual.ridge, own=False))
             loss = loss + self.moments * _far(moments, true)
+        if isinstance(model, VirtualInputs) and model.kinds > 1:
+            told = model.told(masked, group.item.spec, states, images.shape[1:])
+            loss = loss + nn.functional.cross_entropy(told, torch.full((len(told),), kind))
         return loss
 
     def _shares(self, masked: Masked, generator: torch.Generator) -> dict[str, float]:
@@ -218,6 +223,7 @@ class MorphTask:
         record = {
             "format": FORMAT,
             "input": list(data.shape),
+            "kinds": list(data.kinds),
             "read_as": [list(shape) for shape in shapes],
             "architectures": sorted({group.item.name for group in data.groups}),
             "validation": self.metrics(model, data),

@@ -29,6 +29,7 @@ _WIDTHS = (0.05, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5)
 _SHIFTS = ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (2, 1), (1, 2), (2, 2), (0, 3), (3, 0))
 _CHANNELS = 2 * len(_SHIFTS) + 2
 _SCALE = 20.0  # learned inputs move as much faster than weights of layers, under one learning rate
+_POOLED, _ANSWERS, _SHOWN = 4, 4, 64  # of the choice of a kind: places of the maps, features, inputs that are run
 _SEED = 99  # of the fields that a trained predictor makes
 
 
@@ -55,7 +56,8 @@ class VirtualOptions:
     """How inputs are made.
 
     Attributes:
-        inputs: learned inputs that all networks share.
+        inputs: learned inputs that networks share; of as many kinds as there are data sets in training, one of which
+            is chosen for each network by what its weights and its answers to them say.
         fields: random fields made for each network, in a step of training.
         used: the same, in use.
         steps: steps of the fields along gradients of the network's answers.
@@ -93,15 +95,22 @@ class VirtualInputs(nn.Module):
     Args:
         options: how.
         shape: of an image: channels, rows, columns.
+        kinds: data sets that learned inputs stand for.
         generator: of what is drawn at first.
     """
 
-    def __init__(self, options: VirtualOptions, shape: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(self, options: VirtualOptions, shape: Sequence[int], kinds: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.options, self.shape = options, tuple(shape)
+        self.options, self.shape, self.kinds = options, tuple(shape), kinds
         channels, height, width = self.shape
         self.log_ridge = nn.Parameter(torch.tensor(math.log(1e-3) / 5))
-        self.learned = nn.Parameter(torch.randn(options.inputs, *self.shape, generator=generator) / _SCALE)
+        drawn = torch.randn(kinds, options.inputs, *self.shape, generator=generator)
+        self.learned = nn.Parameter(drawn / _SCALE)
+        if kinds > 1:
+            self.by_weights = nn.Linear(channels * _CHANNELS * _POOLED**2, kinds)
+            self.by_answers = nn.Sequential(nn.Linear(2 * _ANSWERS, 16), nn.GELU(), nn.Linear(16, 1))
+            for layer in (self.by_weights, self.by_answers[0], self.by_answers[2]):
+                _draw(layer, generator)
         if not options.fields:
             return
         hidden, outputs = options.hidden, channels * (len(_WIDTHS) + 3 + options.steps)
@@ -116,11 +125,7 @@ class VirtualInputs(nn.Module):
         self.whole = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.sizes, self.bend = nn.Conv2d(hidden, outputs, 1), nn.Linear(hidden, 4)
         for layer in (*self.reader, *self.whole, self.sizes, self.bend):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                bound = 1 / math.sqrt(layer.weight[0].numel())
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+            _draw(layer, generator)
         with torch.no_grad():
             self.sizes.weight.mul_(0.1)
             self.bend.weight.zero_()
@@ -140,7 +145,7 @@ class VirtualInputs(nn.Module):
 
     @classmethod
     def from_mapping(
-        cls, options: Mapping[str, Any], shape: Sequence[int], generator: torch.Generator
+        cls, options: Mapping[str, Any], shape: Sequence[int], kinds: int, generator: torch.Generator
     ) -> VirtualInputs:
         """The predictor of a configuration.
 
@@ -159,24 +164,23 @@ class VirtualInputs(nn.Module):
                 raise ConfigError(f"{getattr(given, name)} given, expected {least} or more", where=f"model.{name}")
         if given.inputs + given.fields < 2:
             raise ConfigError("no inputs and no fields", where="model", hint="inputs=256, or fields=192")
-        return cls(given, shape, generator)
+        return cls(given, shape, kinds if given.inputs else 1, generator)
 
     @torch.no_grad()
     def start(self, images: Sequence[Tensor], generator: torch.Generator) -> None:
-        """Give the learned inputs the mean and covariance of images, an equal share of each set.
+        """Give the learned inputs of each kind the mean and covariance of its images.
 
         Shapes:
-            images (n, *input) each
+            images (n, *input) each, one for each kind
         """
-        count = len(self.learned)
-        parts = []
-        for number, given in enumerate(images):
-            share = count // len(images) + (number < count % len(images))
+        if not self.options.inputs:
+            return
+        for kind, given in enumerate(images):
             flat = given[:10_000].flatten(1).double()
             covariance = torch.cov(flat.mT) + 1e-4 * torch.eye(flat.shape[1], dtype=torch.float64)
-            noise = torch.randn(share, flat.shape[1], generator=generator, dtype=torch.float64)
-            parts.append(flat.mean(0) + noise @ torch.linalg.cholesky(covariance).mT)
-        self.learned.copy_((torch.cat(parts).reshape(self.learned.shape) / _SCALE).to(self.learned))
+            noise = torch.randn(self.options.inputs, flat.shape[1], generator=generator, dtype=torch.float64)
+            drawn = flat.mean(0) + noise @ torch.linalg.cholesky(covariance).mT
+            self.learned[kind].copy_((drawn.reshape(self.learned[kind].shape) / _SCALE).to(self.learned))
 
     @property
     def ridge(self) -> Tensor:
@@ -190,6 +194,7 @@ class VirtualInputs(nn.Module):
         states: Mapping[str, Tensor],
         read_as: Sequence[int],
         generator: torch.Generator | None = None,
+        kind: int | None = None,
     ) -> Virtual:
         """Inputs for a stack of networks.
 
@@ -199,18 +204,56 @@ class VirtualInputs(nn.Module):
             states: their weights.
             read_as: the shape in which the networks read an image.
             generator: draws the fields of a step of training; without, they are always the same, and more.
+            kind: of the data set that the networks learned, where it is known: in training. Otherwise it is told.
 
         Shapes:
             states (B, ...)
         """
-        shared = self.learned * _SCALE
+        learned = self.learned * _SCALE
+        if self.kinds == 1 or kind is not None:
+            shared = learned[kind or 0]
+            own = False
+        else:
+            shared = learned[self.told(stacked, spec, states, read_as).argmax(1)]
+            own = True
         if not self.options.fields:
-            return Virtual(shared.reshape(len(shared), *read_as), self.ridge, own=False)
+            flat = shared.reshape(*shared.shape[: -len(self.shape)], *read_as)
+            return Virtual(flat, self.ridge, own)
         count = self.options.fields if generator is not None else self.options.used
         generator = torch.Generator().manual_seed(_SEED) if generator is None else generator
         made = self._fields(stacked, spec, states, tuple(read_as), count, generator)
-        both = torch.cat([shared.expand(len(made), *shared.shape), made], 1)
+        both = torch.cat([shared if own else shared.expand(len(made), *shared.shape), made], 1)
         return Virtual(both.reshape(*both.shape[:2], *read_as), self.ridge, own=True)
+
+    def told(
+        self, stacked: Stacked, spec: SymmetrySpec, states: Mapping[str, Tensor], read_as: Sequence[int]
+    ) -> Tensor:
+        """How likely each kind of data is the one that a network learned, as logits.
+
+        Its first weights say it, and its answers to the inputs of each kind: where they are, on average over inputs,
+        evenly spread over the classes and sure for each input, the inputs are of its kind.
+
+        Shapes:
+            states (B, ...) -> (B, kinds)
+        """
+        maps = nn.functional.adaptive_avg_pool2d(self._statistics(spec, states), _POOLED)
+        found: Tensor = self.by_weights(maps.flatten(1))
+        dtype = next((value.dtype for value in states.values() if value.is_floating_point()), found.dtype)
+        shown = self.learned.detach()[:, :_SHOWN] * _SCALE
+        flat = shown.reshape(-1, *read_as).to(dtype)
+        with torch.no_grad():
+            logits = stacked.outputs(states, (flat,)).unflatten(1, (self.kinds, -1)).to(found)
+        chance = logits.softmax(-1)
+        mean = chance.mean(2)
+        sure = chance.amax(-1).mean(2)
+        entropy = -(chance * chance.clamp_min(1e-12).log()).sum(-1).mean(2)
+        spread = -(mean * mean.clamp_min(1e-12).log()).sum(-1)
+        size = (logits - logits.mean(-1, keepdim=True)).square().mean((2, 3)).sqrt().log1p()
+        features = torch.stack([sure, entropy, spread, size], -1)
+        relative = features - features.mean(1, keepdim=True)
+        scale = relative.square().mean(1, keepdim=True).sqrt() + 1e-6
+        answers: Tensor = self.by_answers(torch.cat([features, relative / scale], -1)).squeeze(-1)
+        return found + answers
 
     def _fields(
         self,
@@ -282,15 +325,15 @@ class VirtualInputs(nn.Module):
         batch = len(next(iter(states.values())))
         found = first_weight(spec, self.shape)
         if found is None:
-            return self.base.new_zeros(batch, channels * _CHANNELS, height, width)
+            return self.learned.new_zeros(batch, channels * _CHANNELS, height, width)
         name, space = found
-        weight = states[name].to(self.base)
+        weight = states[name].to(self.learned)
         flat, bias_name = weight.flatten(2), bias_of(name, states.keys())
-        bias = states[bias_name].to(self.base) if bias_name else torch.zeros_like(flat[:, :, 0])
+        bias = states[bias_name].to(self.learned) if bias_name else torch.zeros_like(flat[:, :, 0])
         size = (flat.square().sum(2) + bias.square()).sqrt().clamp_min(1e-12)
         given = torch.zeros_like(size)
         for reader, axis in readers(spec, space).items():
-            wide = states[reader].to(self.base).movedim(spec.axes[reader].index(axis) + 1, 1)
+            wide = states[reader].to(self.learned).movedim(spec.axes[reader].index(axis) + 1, 1)
             if wide.shape[1] % size.shape[1] == 0:
                 read = wide.reshape(*size.shape, -1) * size.unsqueeze(-1)
                 # Every output counts alike: its own scale says nothing.
@@ -321,6 +364,15 @@ class VirtualInputs(nn.Module):
         height, width = picture.shape[-2:]
         moved = moved[..., down : down + height, (right if right > 0 else 0) : (right if right > 0 else 0) + width]
         return (picture * moved * share[:, :, None, None, None]).mean(1)
+
+
+def _draw(layer: nn.Module, generator: torch.Generator) -> None:
+    """First weights of a layer, from a generator of the caller's."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _filter(shape: Sequence[int], width: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_inputs_are_the_same_in_every_gauge(architecture) -> None:
     item = item_of(architecture, 6)
     spec = item.spec
     generator = torch.Generator().manual_seed(4)
-    model = VirtualInputs(VirtualOptions(2, 12, 30, 2, 8), SHAPE, generator).double()
+    model = VirtualInputs(VirtualOptions(2, 12, 30, 2, 8), SHAPE, 3, generator).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -141,6 +142,36 @@ def test_the_first_weight_is_the_one_that_reads_the_image() -> None:
     assert name.endswith("weight")
     assert item_of(CNN, 4).spec.sizes[space] == 6
     assert first_weight(item_of(MLP, 4).spec, (1, 5, 5)) is None
+
+
+def test_the_kind_of_data_is_told_from_weights_and_answers() -> None:
+    one, two = item_of(MLP, 32, "one: net"), item_of(MLP, 32, "two: net", seed=1)
+    # The second kind: other images, and first weights that have learned where they vary.
+    where = torch.linspace(0, 2, 16)
+    states = {**two.states, "layers.0.weight": two.states["layers.0.weight"] * where}
+    two = replace(two, states=states, images=two.images * where, test_images=two.test_images * where)
+    data = morph_data([one, two])
+    assert data.kinds == ("one", "two")
+    task = MorphTask(batch=16, images=32, steps=1)
+    model = task.model(data, {"name": "virtual", "inputs": 40}, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(60):
+        number = step % 2
+        places = torch.from_numpy(data.groups[number].part("train"))
+        loss = task.loss(model, data, (number, places), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = []
+    for number, group in enumerate(data.groups):
+        states = group.rows(group.part("test"))
+        told = model.told(group.masked, group.item.spec, states, (16,)).argmax(1)
+        right += (told == number).tolist()
+        given = model(group.masked, group.item.spec, states, (16,))
+        assert given.own
+        assert torch.equal(given.inputs[0], 20 * model.learned[told[0]].flatten(1))
+    assert sum(right) / len(right) > 0.85
 
 
 def test_a_stack_is_measured_as_one_network_is_morphed(data) -> None:
@@ -213,7 +244,7 @@ def test_refusals(trained, data, tmp_path) -> None:
         ({"name": "virtual", "steps": -1}, "expected 0 or more"),
     ):
         with pytest.raises(ConfigError, match=words):
-            VirtualInputs.from_mapping(options, SHAPE, generator)
+            VirtualInputs.from_mapping(options, SHAPE, 1, generator)
     with pytest.raises(ConfigError, match=r"task\.least"):
         MorphTask(least=0.95)
     with pytest.raises(TaskError, match="no network can be narrowed; 1 left out"):
