@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from metanet.checkpoint import Architecture
 from metanet.datasets.images import ImageData, load_images
-from metanet.fields.train import one_cycle
+from metanet.fields.training import one_cycle
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from metanet.fields.order import ordered
 from metanet.fields.places import Sampling
 from metanet.fields.settings import FieldSettings
 from metanet.fields.statistics import estimate
-from metanet.fields.train import Training, train
+from metanet.fields.training import Training, train
 
 __all__ = [
     "Field",

@@ -25,7 +25,7 @@ from metanet.fields.order import ordered
 from metanet.fields.places import Sampling
 from metanet.fields.settings import FieldSettings
 from metanet.fields.statistics import estimate
-from metanet.fields.train import Training, train
+from metanet.fields.training import Training, train
 from metanet.morph import cost
 from metanet.morph.modules import put_tensors
 from metanet.score import compare
@@ -86,7 +86,7 @@ def distil(
         data: inputs to learn on; its teacher is set here.
         recipe: see :class:`Recipe`.
         architecture: of the network, to be stored with the field.
-        state_file: see :func:`metanet.fields.train.train`.
+        state_file: see :func:`metanet.fields.train`.
         progress: see there.
 
     Raises:
