@@ -14,20 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from metanet.errors import ConfigError
 from metanet.morph.batched import Stacked
-from metanet.morph.compensate import bias_of, readers
+from metanet.tasks.first_weights import CHANNELS, weight_correlations
 from metanet.tasks.options import check_options
-from symmetry import Atom, Fixed, SymmetrySpec
+from symmetry import SymmetrySpec
 
-__all__ = ["Virtual", "VirtualInputs", "VirtualOptions", "first_weight"]
+__all__ = ["Virtual", "VirtualInputs", "VirtualOptions"]
 
 # Widths of the Gaussian filters whose noise is mixed, in places.
 _WIDTHS = (0.05, 0.6, 0.9, 1.3, 1.8, 2.5, 3.5)
-_SHIFTS = ((0, 0), (0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (2, 1), (1, 2), (2, 2), (0, 3), (3, 0))
-_CHANNELS = 2 * len(_SHIFTS) + 2
 _SCALE = 20.0  # learned inputs move as much faster than weights of layers, under one learning rate
 _POOLED, _ANSWERS, _SHOWN = 4, 4, 64  # of the choice of a kind: places of the maps, features, inputs that are run
 _SEED = 99  # of the fields that a trained predictor makes
@@ -71,24 +68,6 @@ class VirtualOptions:
     hidden: int = 48
 
 
-def first_weight(spec: SymmetrySpec, shape: Sequence[int]) -> tuple[str, str] | None:
-    """The weight that reads all values of an input, or its channels, and the space it writes; None if no such is there.
-
-    Args:
-        spec: of the networks.
-        shape: of an image: channels, rows, columns.
-    """
-    for name, info in sorted(spec.tensors.items(), key=lambda item: item[1].order):
-        axes = spec.axes[name]
-        if len(axes) < 2 or info.roles[:2] != ("out", "in") or not isinstance(axes[0], Atom):
-            continue
-        if not isinstance(axes[1], Fixed):
-            continue
-        if (len(axes) == 2 and axes[1].size == math.prod(shape)) or (len(axes) == 4 and axes[1].size == shape[0]):
-            return name, axes[0].space.name
-    return None
-
-
 class VirtualInputs(nn.Module):
     """Makes inputs from weights; equal networks in another order, scale or sign of their units get equal ones.
 
@@ -107,7 +86,7 @@ class VirtualInputs(nn.Module):
         drawn = torch.randn(kinds, options.inputs, *self.shape, generator=generator)
         self.learned = nn.Parameter(drawn / _SCALE)
         if kinds > 1:
-            self.by_weights = nn.Linear(channels * _CHANNELS * _POOLED**2, kinds)
+            self.by_weights = nn.Linear(channels * CHANNELS * _POOLED**2, kinds)
             self.by_answers = nn.Sequential(nn.Linear(2 * _ANSWERS, 16), nn.GELU(), nn.Linear(16, 1))
             for layer in (self.by_weights, self.by_answers[0], self.by_answers[2]):
                 _draw(layer, generator)
@@ -115,7 +94,7 @@ class VirtualInputs(nn.Module):
             return
         hidden, outputs = options.hidden, channels * (len(_WIDTHS) + 3 + options.steps)
         self.reader = nn.Sequential(
-            nn.Conv2d(channels * _CHANNELS + 2, hidden, 3, padding=1),
+            nn.Conv2d(channels * CHANNELS + 2, hidden, 3, padding=1),
             nn.GELU(),
             nn.Conv2d(hidden, hidden, 3, padding=1),
             nn.GELU(),
@@ -236,7 +215,7 @@ class VirtualInputs(nn.Module):
         Shapes:
             states (B, ...) -> (B, kinds)
         """
-        maps = nn.functional.adaptive_avg_pool2d(self._statistics(spec, states), _POOLED)
+        maps = nn.functional.adaptive_avg_pool2d(weight_correlations(spec, states, self.shape, self.learned), _POOLED)
         found: Tensor = self.by_weights(maps.flatten(1))
         dtype = next((value.dtype for value in states.values() if value.is_floating_point()), found.dtype)
         shown = self.learned.detach()[:, :_SHOWN] * _SCALE
@@ -266,7 +245,7 @@ class VirtualInputs(nn.Module):
     ) -> Tensor:
         """Random fields of each network's own. Shapes: -> (B, count, channels, rows, columns)."""
         channels, height, width = self.shape
-        told = self._statistics(spec, states)
+        told = weight_correlations(spec, states, self.shape, self.learned)
         places = self.places.expand(len(told), -1, -1, -1)
         features = self.reader(torch.cat([told, places], 1))
         whole = self.whole(features.mean((2, 3)))
@@ -311,59 +290,6 @@ class VirtualInputs(nn.Module):
         found = stacked.steepest(states, flat, score, own=True).reshape(made.shape).to(made)
         size = found.square().mean((1, 2, 3, 4), keepdim=True).sqrt()
         return found / (size + 1e-6)
-
-    def _statistics(self, spec: SymmetrySpec, states: Mapping[str, Tensor]) -> Tensor:
-        """Correlations of the first weights between places, over units; zero where no weight reads all of an input.
-
-        Units are of size one with their bias, and count alike or by what they give: nothing here changes with their
-        order, scale or sign.
-
-        Shapes:
-            -> (B, channels * statistics, rows, columns)
-        """
-        channels, height, width = self.shape
-        batch = len(next(iter(states.values())))
-        found = first_weight(spec, self.shape)
-        if found is None:
-            return self.learned.new_zeros(batch, channels * _CHANNELS, height, width)
-        name, space = found
-        weight = states[name].to(self.learned)
-        flat, bias_name = weight.flatten(2), bias_of(name, states.keys())
-        bias = states[bias_name].to(self.learned) if bias_name else torch.zeros_like(flat[:, :, 0])
-        size = (flat.square().sum(2) + bias.square()).sqrt().clamp_min(1e-12)
-        given = torch.zeros_like(size)
-        for reader, axis in readers(spec, space).items():
-            wide = states[reader].to(self.learned).movedim(spec.axes[reader].index(axis) + 1, 1)
-            if wide.shape[1] % size.shape[1] == 0:
-                read = wide.reshape(*size.shape, -1) * size.unsqueeze(-1)
-                # Every output counts alike: its own scale says nothing.
-                read = read / read.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-                given = given + read.square().sum(2)
-        given = given.sqrt()
-        given = given / given.mean(1, keepdim=True).clamp_min(1e-12)
-        bias = bias / size * math.sqrt(flat.shape[2])
-        kernel = weight.ndim == 5
-        picture = (weight if kernel else flat.unflatten(2, self.shape)) / size[:, :, None, None, None]
-        energy = picture.square().mean((1, 2, 3, 4))[:, None, None, None].clamp_min(1e-12)
-        told = [
-            self._correlation(picture, each, shift) / energy
-            for each in (torch.ones_like(given), given.square())
-            for shift in _SHIFTS
-        ]
-        for each in (bias, bias * given):
-            told.append((picture * each[:, :, None, None, None]).mean(1) / energy.sqrt())
-        # A kernel is the same at every place: its correlations are told by their mean.
-        maps = [one.mean((2, 3), keepdim=True).expand(-1, -1, height, width) if kernel else one for one in told]
-        return torch.cat(maps, 1)
-
-    @staticmethod
-    def _correlation(picture: Tensor, share: Tensor, shift: tuple[int, int]) -> Tensor:
-        """Mean over units of the product of two places. Shapes: (B, units, C, h, w), (B, units) -> (B, C, h, w)."""
-        down, right = shift
-        moved = functional.pad(picture, (max(-right, 0), max(right, 0), 0, down))
-        height, width = picture.shape[-2:]
-        moved = moved[..., down : down + height, (right if right > 0 else 0) : (right if right > 0 else 0) + width]
-        return (picture * moved * share[:, :, None, None, None]).mean(1)
 
 
 def _draw(layer: nn.Module, generator: torch.Generator) -> None:

@@ -16,11 +16,12 @@ from metanet import morph
 from metanet.checkpoint import Architecture
 from metanet.errors import ConfigError, TaskError
 from metanet.morph.batched import Stacked
+from metanet.tasks.first_weights import first_weight
 from metanet.tasks.morph_data import MorphItem, morph_data
 from metanet.tasks.morph_model import MorphModel
 from metanet.tasks.morph_score import GivenInputs, evaluate_morph
 from metanet.tasks.morph_task import MorphTask, divergence, masks_for, measured
-from metanet.tasks.virtual import VirtualInputs, VirtualOptions, first_weight
+from metanet.tasks.virtual import VirtualInputs, VirtualOptions
 from metanet.train import TrainerSettings, train
 
 SHAPE = (1, 4, 4)
