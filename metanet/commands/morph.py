@@ -31,6 +31,8 @@ With --rounds the weights that are left move too, down the divergence from the o
 labels, and no inputs but those. With --predict a trained predictor makes these inputs from the weights alone, and all
 of --data score.
 
+Latency is measured with both networks in turns, --batch inputs in a call; what a search finds is measured once more.
+
 With --max-kl or --min-agreement the change goes only as far as they allow. The exit code is 1, and nothing is
 written, if they allow none of it.
 """
@@ -40,6 +42,7 @@ examples:
   metanet morph weights.safetensors --width 0.5 --data digits --out narrow
   metanet morph weights.safetensors --width 0.25 --data digits --max-kl 0.05 --out narrow
   metanet morph weights.safetensors --parameters 2000 --data images.npz:x --out small
+  metanet morph weights.safetensors --latency 0.2 --batch 64 --data digits --out fast --report fast.html
   metanet morph weights.safetensors --width 2 --out wide
   metanet morph weights.pt --factory models:resnet --depth -2 --data images.npz --out shallow
   metanet morph weights.safetensors --width 0.5 --predict runs/morph --out narrow
@@ -54,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--width", metavar="RATIO", type=ratio, help="of units in every space: 0.5 halves, 2 doubles")
     target.add_argument("--parameters", metavar="N", type=positive, help="at most so many, by width")
     target.add_argument("--flops", metavar="N", type=positive, help="at most so many for one input, by width")
-    target.add_argument("--latency", metavar="MS", type=above_zero, help="at most so long for one call, by width")
+    target.add_argument(
+        "--latency", metavar="MS", type=above_zero, help="at most so many milliseconds for a call, by width"
+    )
     target.add_argument("--depth", metavar="N", type=int, help="blocks to drop (-2), or residual blocks to put in (2)")
     target.add_argument("--plan", metavar="FILE", type=Path, help="the edits of a plan.json")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the new network goes; must not exist")

@@ -32,6 +32,7 @@ with something that is no number.
 EXAMPLES = """\
 examples:
   metanet score before.safetensors after.safetensors --data digits
+  metanet score before.safetensors narrow --data digits --report both.html
   metanet score before.safetensors after.safetensors --data images.npz:x --labels images.npz:y --min-agreement 0.98
   metanet score before.safetensors after.safetensors --exact --json
   metanet score before.pt after.pt --factory models:large --other-factory models:small --data inputs.npy

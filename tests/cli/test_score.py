@@ -52,6 +52,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_page_with_both_networks(folder: Path) -> None:
+    arguments = ("score", "wide.safetensors", "narrow.safetensors", "--data", "data.npz:x", "--labels", "data.npz:y")
+    done = within(*arguments, "--min-agreement", "1", "--report", "both.html", "--json", cwd=folder)
+    told, page = done.json, (folder / "both.html").read_text()
+    assert done.code == 1
+    assert told["report"] == "both.html"
+    assert "narrow.safetensors beside wide.safetensors" in page
+    # The page shows what was measured, and the check that failed.
+    assert f"{told['outputs'][0]['kl']['value']:.4g}" in page
+    assert told["failed"][0] in page
+    assert all(layer["a"] in page for layer in told["layers"])
+
+
 def test_a_network_and_its_twin_are_exact(folder: Path) -> None:
     done = command("score", "wide.safetensors", "moved.safetensors", "--exact", cwd=folder).works()
     assert "exact: error / spread" in done.out
