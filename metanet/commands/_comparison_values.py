@@ -91,7 +91,7 @@ def score_values(
     """The values of a score's page."""
     values = {
         "format": FORMAT,
-        "title": f"{names[1]} beside {names[0]}",
+        "title": f"{names[0]} (A) and {names[1]} (B)",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "names": ["A", "B"],
         "headline": _score_cards(found, ("A", "B")),
@@ -174,7 +174,9 @@ def _score_cards(found: Preservation, names: tuple[str, str]) -> list[dict[str, 
     if main.kl is not None:
         cards.append(_card("divergence", f"{main.kl.value:.3g}", f"nats, KL({names[0]} || {names[1]})"))
     if main.accuracy is not None:
-        cards.append(_card("accuracy", f"{main.accuracy[1]:.1%}", f"{names[1]}; {main.accuracy[0]:.1%} {names[0]}"))
+        cards.append(
+            _card("accuracy", f"{main.accuracy[1]:.1%}", f"{names[1]}, from {main.accuracy[0]:.1%} {names[0]}")
+        )
     if main.kl is None:
         cards.append(_card("relative L2", f"{main.relative_l2.value:.2e}", "of the outputs' difference"))
     return cards

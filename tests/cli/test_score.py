@@ -58,7 +58,7 @@ def test_a_page_with_both_networks(folder: Path) -> None:
     told, page = done.json, (folder / "both.html").read_text()
     assert done.code == 1
     assert told["report"] == "both.html"
-    assert "narrow.safetensors beside wide.safetensors" in page
+    assert "wide.safetensors (A) and narrow.safetensors (B)" in page
     # The page shows what was measured, and the check that failed.
     assert f"{told['outputs'][0]['kl']['value']:.4g}" in page
     assert told["failed"][0] in page
