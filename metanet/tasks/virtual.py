@@ -190,7 +190,7 @@ class VirtualInputs(nn.Module):
         """
         learned = self.learned * _SCALE
         if self.kinds == 1 or kind is not None:
-            shared = learned[kind or 0]
+            shared = learned[0 if self.kinds == 1 else kind or 0]
             own = False
         else:
             shared = learned[self.told(stacked, spec, states, read_as).argmax(1)]

@@ -173,6 +173,10 @@ def test_the_kind_of_data_is_told_from_weights_and_answers() -> None:
         assert given.own
         assert torch.equal(given.inputs[0], 20 * model.learned[told[0]].flatten(1))
     assert sum(right) / len(right) > 0.85
+    # Made inputs are made for each network; there is nothing to choose.
+    made = task.model(data, MADE, torch.Generator().manual_seed(0))
+    assert made.kinds == 1
+    assert torch.isfinite(task.loss(made, data, (1, places), generator))
 
 
 def test_a_stack_is_measured_as_one_network_is_morphed(data) -> None:
