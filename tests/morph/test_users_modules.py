@@ -89,6 +89,12 @@ def made(build: Callable[[], nn.Module], inputs: Tensor) -> tuple[nn.Module, tup
     return model, (inputs,), symmetry.trace(model, (inputs,))
 
 
+def query_units(spec: symmetry.SymmetrySpec) -> str:
+    """The units inside heads that queries and keys write."""
+    inside = (factor for factor in spec.linear if spec.within.get(factor.space))
+    return next(factor.space for factor in inside if any(slot.tensor == "q.weight" for slot in factor.slots))
+
+
 def test_a_stream_and_its_heads_change_in_one_plan() -> None:
     words = torch.randint(11, (7, 5), generator=torch.Generator().manual_seed(0))
     model, inputs, spec = made(Words, words)
@@ -105,11 +111,7 @@ def test_a_stream_and_its_heads_change_in_one_plan() -> None:
 
 def test_scores_keep_their_scale() -> None:
     model, inputs, spec = made(Scaled, draw(7, 5, 3, dtype=torch.float64))
-    units = next(
-        factor.space
-        for factor in spec.linear
-        if any(slot.tensor == "q.weight" for slot in factor.slots if spec.within.get(factor.space))
-    )
+    units = query_units(spec)
     wide = morph.apply(Widen(units, [0, 1, 2, 3, 0]), model, inputs, spec=spec)
     assert wide.error <= EXACT
     assert same(morph.undo(wide), model)
@@ -193,3 +195,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched(
         morph.apply(plan, model, inputs, spec=spec)
     assert message in str(caught.value)
     assert snapshot(model) == before
+
+
+def test_queries_and_keys_that_depend_in_different_ways() -> None:
+    """Exact where both sides are rebuilt, and only if each by its own matrix."""
+    model, inputs, spec = made(Scaled, draw(7, 5, 3, dtype=torch.float64))
+    units = query_units(spec)
+    with torch.no_grad():
+        for layer, mixture in ((model.q, [0.5, -1.0, 0.2]), (model.k, [-0.3, 0.1, 0.9])):
+            for tensor in (layer.weight, layer.bias):
+                for head in (0, 4):
+                    tensor[head + 3] = sum(a * tensor[head + unit] for unit, a in enumerate(mixture))
+    kept = Compensation([(draw(30, 5, 3, seed=2, dtype=torch.float64),)], ridge=1e-12)
+    assert morph.apply(Keep(units, [0, 1, 2]), model, inputs, spec=spec).error > 1e-3
+    assert morph.apply(Keep(units, [0, 1, 2]), model, inputs, spec=spec, compensation=kept).error < 1e-6
