@@ -174,9 +174,8 @@ def _score_cards(found: Preservation, names: tuple[str, str]) -> list[dict[str, 
     if main.kl is not None:
         cards.append(_card("divergence", f"{main.kl.value:.3g}", f"nats, KL({names[0]} || {names[1]})"))
     if main.accuracy is not None:
-        cards.append(
-            _card("accuracy", f"{main.accuracy[1]:.1%}", f"{names[1]}, from {main.accuracy[0]:.1%} {names[0]}")
-        )
+        old, new = main.accuracy
+        cards.append(_card("accuracy", f"{new:.1%}", f"{names[0]}: {old:.1%}"))
     if main.kl is None:
         cards.append(_card("relative L2", f"{main.relative_l2.value:.2e}", "of the outputs' difference"))
     return cards
