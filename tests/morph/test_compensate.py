@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from metanet import morph
 from metanet.errors import PlanError
 from metanet.morph import Compensation, Keep, Plan
+from metanet.morph.compensate import _Work, readers
 from metanet.morph.function import Function, outputs
 from metanet.morph.moments import joint_moments, reader_inputs, watched
+from metanet.morph.refit import steps_of
 from symmetry import SymmetrySpec
 from tests.morph.subjects import network, same
 
@@ -226,3 +228,18 @@ def test_what_is_kept_does_not_depend_on_the_basis(name: str) -> None:
     results = [outputs(one, data) for one in (*made, plain, model)]
     spread = float((results[2] - results[3]).abs().max())
     assert float((results[0] - results[1]).abs().max()) < 1e-9 * spread
+
+
+def test_a_reader_is_refitted_from_what_it_was_however_often() -> None:
+    """Weights in loops are refitted twice: what their bias gains must not be added twice."""
+    model, inputs, spec = network("mlp relu")
+    steps = steps_of(spec, [Keep("0", [0, 3])])
+    made = morph.apply(Keep("0", [0, 3]), model, inputs, spec=spec).model
+    plain = copy.deepcopy(made)
+    work = _Work(model, made, spec, steps, readers(spec, "0"))
+    work.refit("2.weight", Compensation(batches("mlp relu"), sequential=False))
+    once = copy.deepcopy(made)
+    work.refit("2.weight", Compensation(batches("mlp relu"), sequential=False))
+    assert torch.allclose(made[2].bias, once[2].bias, atol=1e-12)
+    assert torch.allclose(made[2].weight, once[2].weight, atol=1e-12)
+    assert not torch.allclose(once[2].bias, plain[2].bias)
