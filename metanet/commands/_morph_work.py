@@ -139,7 +139,9 @@ class Work:
 
         given = self.arguments
         if given.depth is not None and given.depth < 0:
-            points = list(shallower(self.model, self.example, -given.depth, self.score, tried, spec=self.spec))
+            behind = {} if self.compensation is None else {"compensation": self.compensation}
+            found = shallower(self.model, self.example, -given.depth, self.score, tried, spec=self.spec, **behind)
+            points = list(found)
             allowed = [point for point in points if limit.allows(point)]
             return (allowed[-1] if allowed else None), points
         plan: Callable[[float], Plan] = self.narrowing

@@ -53,8 +53,8 @@ class Compensation:
         sequential: measure what is left in the network edited so far, so that later readers make up for what earlier
             ones could not; otherwise in the old network. Needs batches.
         rounds: of Gauss-Newton on all weights that are left, when everything else is done, down the divergence of the
-            class probabilities on the batches; see :func:`metanet.morph.refine.refine`. Needs batches; for outputs that are
-            logits of classes.
+            class probabilities on the batches; see :func:`metanet.morph.refine.refine`. Needs batches; for outputs
+            that are logits of classes.
     """
 
     batches: Sequence[Sequence[Any]] | None = None

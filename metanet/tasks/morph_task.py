@@ -53,7 +53,12 @@ def masks_for(
         readings = [reading for reading in masked.readings[space] if reading.weight in moments]
         if not readings:
             continue
-        covariance = torch.stack([moments[reading.weight][1] for reading in readings]).mean(0).detach()
+        seen = []
+        for reading in readings:
+            mean, square = moments[reading.weight]
+            # Where no bias takes a constant, a mean is lost with its unit.
+            seen.append(square if reading.bias else square + mean.unsqueeze(2) * mean.unsqueeze(1))
+        covariance = torch.stack(seen).mean(0).detach()
         size = covariance.shape[-1]
         keep = max(1, round(share * size))
         grams = reader_grams(states, readings, size)
