@@ -12,6 +12,8 @@ from metanet.commands._compose import compose
 from metanet.errors import ConfigError
 from metanet.nn import Metanet
 from metanet.tasks import PropertyTask, build_model, task_from_mapping
+from metanet.tasks.morph_task import MorphTask
+from metanet.tasks.virtual import VirtualInputs
 from metanet.train import TrainerSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -28,7 +30,7 @@ def test_every_task_model_and_trainer_compose(task):
         config = compose("train", words + ([f"model={model}"] if model != "default" else []))
         made = task_from_mapping(config["task"])
         settings = TrainerSettings.from_mapping(config["trainer"])
-        if config["model"]["name"] == "steered":  # the one model that is no metanetwork, built by its own task
+        if config["model"]["name"] in ("steered", "virtual", "plan_score"):  # no metanetworks, built by their own tasks
             with pytest.raises(ConfigError, match="there is only 'metanet'"):
                 build_model(config["model"], 2, torch.Generator())
             continue
@@ -39,6 +41,15 @@ def test_every_task_model_and_trainer_compose(task):
         assert config["folder"].startswith("runs/")
         if model != "default":
             assert net.config["hidden"] == config["model"]["hidden"]
+
+
+@pytest.mark.parametrize("model", ["virtual", "made_inputs"])
+def test_inputs_of_morphs_compose_and_are_built(model):
+    config = compose("train", ["task=morph", f"model={model}"])
+    made = VirtualInputs.from_mapping(config["model"], (1, 8, 8), 2, torch.Generator().manual_seed(0))
+    assert (made.options.inputs, made.kinds) == ((256, 2) if model == "virtual" else (0, 1))
+    assert task_from_mapping(config["task"]) == MorphTask()
+    assert config["trainer"]["weight_decay"] == 0
 
 
 def test_the_property_task_of_the_files_is_that_of_the_code():
