@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,12 @@ class MorphModel:
         self.folder = artefact.folder
         self.record: Mapping[str, Any] = artefact.values(MORPH_NAME)
         self.task = MorphTask.from_mapping(artefact.config.get("task") or {})
-        self.shape = tuple(int(size) for size in self.record["input"])
-        model = VirtualInputs.from_mapping(
-            artefact.config.get("model") or {}, self.shape, len(self.record["kinds"]), torch.Generator()
-        )
+        shape, kinds = self.record.get("input"), self.record.get("kinds")
+        if not (_sizes(shape) and isinstance(kinds, list) and kinds):
+            raise TaskError(f"{MORPH_NAME} does not say what it is for", where=artefact.folder, hint="train it again")
+        self.shape = tuple(shape)
+        options = artefact.config.get("model") or {}
+        model = VirtualInputs.from_mapping(options, self.shape, len(kinds), torch.Generator())
         try:
             model.load_state_dict(artefact.tensors())
         except RuntimeError as error:
@@ -104,3 +106,8 @@ class MorphModel:
         """
         made = self.inputs(model, spec, example)
         return Compensation([(made.inputs,)], ridge=float(made.ridge), sequential=sequential)
+
+
+def _sizes(value: Any) -> TypeGuard[list[int]]:
+    """Whether this is a list of positive whole numbers, as a file may hold it."""
+    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -257,3 +258,27 @@ def test_refusals(trained, data, tmp_path) -> None:
         item = item_of(MLP, 4)
         spec = symmetry.trace(linear, (torch.zeros(2, 16),))
         morph_data([MorphItem(**{**vars(item), "model": linear, "spec": spec, "states": {}})])
+
+
+class Described:
+    """A finished folder whose description says something else."""
+
+    folder = Path("runs/morph")
+    config: ClassVar = {"task": {"task": "morph"}, "model": LEARNED}
+
+    def __init__(self, record: dict[str, object]) -> None:
+        self.record = {"format": "metanet.morph-predictor/1", **record}
+
+    def holds(self, name: str) -> bool:
+        return name == "morph.json"
+
+    def values(self, name: str) -> dict[str, object]:
+        return self.record
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"input": [1, 4, 4]}, {"input": "x", "kinds": ["a"]}, {"input": [1, 0], "kinds": 3}]
+)
+def test_a_folder_that_does_not_say_what_it_is_for_is_refused(record) -> None:
+    with pytest.raises(TaskError, match=r"runs/morph: morph\.json does not say what it is for"):
+        MorphModel(Described(record))
