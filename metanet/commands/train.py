@@ -11,7 +11,8 @@ from metanet.commands._terminal import print_json, say, table
 
 DESCRIPTION = """\
 Train a metanetwork to predict a property of networks from their weights: any column of a zoo's index (a number or a
-label), or of a table beside checkpoint files of your own.
+label), or of a table beside checkpoint files of your own. With task=morph it learns to narrow networks without data,
+and with task=plan_score what edits cost.
 
 A training that was killed goes on where it stopped when the same command is given again, and ends with the same
 weights. Validation and test are on runs of their own. OVERRIDES are Hydra's.
