@@ -16,7 +16,7 @@ import symmetry
 from metanet import morph
 from metanet.checkpoint import Architecture
 from metanet.errors import ConfigError, TaskError
-from metanet.morph.batched import Stacked
+from metanet.morph.batched import Masked, Stacked
 from metanet.tasks.first_weights import first_weight
 from metanet.tasks.morph_data import MorphItem, morph_data
 from metanet.tasks.morph_model import MorphModel
@@ -156,6 +156,7 @@ def test_the_kind_of_data_is_told_from_weights_and_answers() -> None:
     assert data.kinds == ("one", "two")
     task = MorphTask(batch=16, images=32, steps=1)
     model = task.model(data, {"name": "virtual", "inputs": 40}, torch.Generator().manual_seed(0))
+    first = model.learned.detach().clone()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(1)
     for step in range(60):
@@ -165,6 +166,8 @@ def test_the_kind_of_data_is_told_from_weights_and_answers() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    # The inputs of each kind are moved by its own networks.
+    assert ((model.learned - first).abs().flatten(1).amax(1) > 0.01).all()
     right = []
     for number, group in enumerate(data.groups):
         states = group.rows(group.part("test"))
@@ -235,6 +238,20 @@ def test_random_masks_and_chosen_ones_keep_as_many_units(data) -> None:
         "layers.0": [6.0] * 3,
         "layers.1": [2.0] * 3,
     }
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_unit_that_hardly_varies_goes_only_where_a_bias_takes_its_mean(bias) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)).eval()
+    nn.init.ones_(model[2].weight)
+    spec = symmetry.trace(model, (torch.zeros(2, 4),))
+    masked = Masked(model, spec)
+    states = {name: value[None] for name, value in model.state_dict().items()}
+    mean, covariance = torch.zeros(1, 6), torch.eye(6)[None].clone()
+    mean[0, 0], covariance[0, 0, 0] = 10.0, 0.01
+    mask = masks_for(masked, states, {"2.weight": (mean, covariance)}, {"0": 0.5}, 1e-3)["0"]
+    assert mask.sum() == 3
+    assert bool(mask[0, 0]) is not bias
 
 
 def test_refusals(trained, data, tmp_path) -> None:
