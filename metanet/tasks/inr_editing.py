@@ -22,7 +22,7 @@ from metanet.nn.steered import Steered, pixel_grid
 from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
 from metanet.tasks.data import PropertyData
-from metanet.tasks.options import check_options
+from metanet.tasks.options import check_ranges, task_options
 from metanet.train import Extras, Monitor
 
 __all__ = ["EDITING_NAME", "EditingData", "InrEditingTask", "dilated", "editing_data", "pixel_grid", "rendered"]
@@ -141,14 +141,15 @@ class InrEditingTask:
     size: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("side", self.side >= 2, "2 or more"),
-            ("window", self.window >= 3 and self.window % 2 == 1, "an odd number of at least 3"),
-            ("batch", self.batch >= 1, "1 or more"),
-            ("size", 0 < self.size < math.inf, "above 0"),
-        ):
-            if not good:
-                raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.{name}")
+        check_ranges(
+            self,
+            (
+                ("side", self.side >= 2, "2 or more"),
+                ("window", self.window >= 3 and self.window % 2 == 1, "an odd number of at least 3"),
+                ("batch", self.batch >= 1, "1 or more"),
+                ("size", 0 < self.size < math.inf, "above 0"),
+            ),
+        )
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> InrEditingTask:
@@ -157,8 +158,7 @@ class InrEditingTask:
         Raises:
             ConfigError: Unknown keys, or values of the wrong type or out of range.
         """
-        given = {key: value for key, value in options.items() if key not in ("name", "task")}
-        return cls(**check_options(cls, given, "task"))
+        return cls(**task_options(cls, options))
 
     @property
     def monitor(self) -> Monitor:

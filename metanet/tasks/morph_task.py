@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metanet.errors import ConfigError, TaskError
+from metanet.errors import TaskError
 from metanet.morph.batched import Masked
 from metanet.morph.batched_refit import input_moments
 from metanet.morph.orders import kept_of, obs_orders, reader_grams
 from metanet.tasks.morph_data import MorphData, MorphGroup
-from metanet.tasks.options import check_options
+from metanet.tasks.options import check_ranges, task_options
 from metanet.tasks.virtual import Virtual, VirtualInputs
 from metanet.train import Extras, Monitor
 
@@ -98,19 +98,20 @@ class MorphTask:
     validated: int = 32
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("batch", self.batch >= 1, "1 or more"),
-            ("images", self.images >= 2, "2 or more"),
-            ("steps", self.steps >= 1, "1 or more"),
-            ("least", 0 < self.least <= self.most, "above 0, and not above task.most"),
-            ("most", self.most < 1, "below 1"),
-            ("random", 0 <= self.random <= 1, "a share from 0 to 1"),
-            ("floor", 0 < self.floor < math.inf, "above 0"),
-            ("moments", 0 <= self.moments < math.inf, "0 or more"),
-            ("validated", self.validated >= 1, "1 or more"),
-        ):
-            if not good:
-                raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.{name}")
+        check_ranges(
+            self,
+            (
+                ("batch", self.batch >= 1, "1 or more"),
+                ("images", self.images >= 2, "2 or more"),
+                ("steps", self.steps >= 1, "1 or more"),
+                ("least", 0 < self.least <= self.most, "above 0, and not above task.most"),
+                ("most", self.most < 1, "below 1"),
+                ("random", 0 <= self.random <= 1, "a share from 0 to 1"),
+                ("floor", 0 < self.floor < math.inf, "above 0"),
+                ("moments", 0 <= self.moments < math.inf, "0 or more"),
+                ("validated", self.validated >= 1, "1 or more"),
+            ),
+        )
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> MorphTask:
@@ -119,8 +120,7 @@ class MorphTask:
         Raises:
             ConfigError: Unknown keys, or values of the wrong type or out of range.
         """
-        given = {key: value for key, value in options.items() if key not in ("name", "task")}
-        return cls(**check_options(cls, given, "task"))
+        return cls(**task_options(cls, options))
 
     @property
     def monitor(self) -> Monitor:

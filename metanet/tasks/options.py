@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metanet.errors import ConfigError
@@ -30,6 +30,30 @@ def check_options(kind: type[Any], options: Mapping[str, Any], where: str) -> di
             )
         result[key] = value
     return result
+
+
+def task_options(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a task's configuration for its dataclass, without the names by which it was found.
+
+    Raises:
+        ConfigError: Naming the first option that does not fit.
+    """
+    return check_options(kind, {key: value for key, value in options.items() if key not in ("name", "task")}, "task")
+
+
+def check_ranges(task: object, checks: Iterable[tuple[str, bool, str]]) -> None:
+    """Refuse the first setting of a task that is out of its range.
+
+    Args:
+        task: the task.
+        checks: of each setting its name, whether it is good, and what is expected.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    for name, good, expected in checks:
+        if not good:
+            raise ConfigError(f"{getattr(task, name)!r} given, expected {expected}", where=f"task.{name}")
 
 
 _NAMES: dict[type[Any], str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metanet.errors import ConfigError, TaskError
+from metanet.errors import TaskError
 from metanet.graph import GraphBatch, ParameterGraph
 from metanet.nn import Metanet
 from metanet.tasks import metrics
 from metanet.tasks.batches import by_architecture, random_batches
 from metanet.tasks.build import build_model, prepare_model
 from metanet.tasks.coverage import Coverage
-from metanet.tasks.options import check_options
+from metanet.tasks.options import check_ranges, task_options
 from metanet.tasks.places import PlaceData, joined
 from metanet.tasks.targets import TargetTransform
 from metanet.train import Extras, Monitor
@@ -55,16 +55,17 @@ class PlaceTask:
     within: float = 2.0
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("target", self.target in self.targets, f"one of {', '.join(self.targets)}"),
-            ("inputs", self.inputs in INPUTS, f"one of {', '.join(INPUTS)}"),
-            ("examples", self.examples >= 2, "2 or more"),
-            ("batch", self.batch >= 1, "1 or more"),
-            ("chunk", self.chunk >= 1, "1 or more"),
-            ("within", self.within >= 0, "0 or more"),
-        ):
-            if not good:
-                raise ConfigError(f"{getattr(self, name)!r} given, expected {expected}", where=f"task.{name}")
+        check_ranges(
+            self,
+            (
+                ("target", self.target in self.targets, f"one of {', '.join(self.targets)}"),
+                ("inputs", self.inputs in INPUTS, f"one of {', '.join(INPUTS)}"),
+                ("examples", self.examples >= 2, "2 or more"),
+                ("batch", self.batch >= 1, "1 or more"),
+                ("chunk", self.chunk >= 1, "1 or more"),
+                ("within", self.within >= 0, "0 or more"),
+            ),
+        )
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> PlaceTask:
@@ -73,8 +74,7 @@ class PlaceTask:
         Raises:
             ConfigError: Unknown keys, or values of the wrong type or out of range.
         """
-        given = {key: value for key, value in options.items() if key not in ("name", "task")}
-        return cls(**check_options(cls, given, "task"))
+        return cls(**task_options(cls, options))
 
     @property
     def column(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metanet.errors import ConfigError, ModelError, TaskError
 from metanet.tasks import metrics
 from metanet.tasks.coverage import Coverage
-from metanet.tasks.options import check_options
+from metanet.tasks.options import check_ranges, task_options
 from metanet.tasks.plan_score_data import PlanScoreData, ScoredStack
 from metanet.tasks.plan_score_model import PlanScoreReader
 from metanet.train import Extras, Monitor
@@ -74,9 +74,8 @@ class PlanScoreTask:
     at_once: int = 6
 
     def __post_init__(self) -> None:
-        for name, least in (("plans", 1), ("images", 16), ("fitting", 8), ("batch", 1), ("at_once", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)!r} given, expected {least} or more", where=f"task.{name}")
+        leasts = {"plans": 1, "images": 16, "fitting": 8, "batch": 1, "at_once": 1}
+        check_ranges(self, [(name, getattr(self, name) >= least, f"{least} or more") for name, least in leasts.items()])
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> PlanScoreTask:
@@ -85,8 +84,7 @@ class PlanScoreTask:
         Raises:
             ConfigError: Unknown keys, or values of the wrong type or out of range.
         """
-        given = {key: value for key, value in options.items() if key not in ("name", "task")}
-        return cls(**check_options(cls, given, "task"))
+        return cls(**task_options(cls, options))
 
     @property
     def monitor(self) -> Monitor:
