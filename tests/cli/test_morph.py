@@ -158,6 +158,14 @@ def test_compensation_pays(folder: Path) -> None:
     assert found[0] < 0.7 * found[1]
 
 
+def test_what_is_behind_a_dropped_block_makes_up_for_it(folder: Path) -> None:
+    given = ("morph", "residual.pt", "--factory", f"{__name__}:residual", "--depth", "-1", "--data", "digits", "--json")
+    errors = [
+        within(*given, *more, cwd=folder).works().json["frontier"][0]["error"] for more in ((), ("--no-compensation",))
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
 def test_depth_of_the_users_own_network(folder: Path) -> None:
     factory = ("--factory", f"{__name__}:residual")
     done = command("morph", "residual.pt", *factory, "--depth", "-2", "--out", "shallow", cwd=folder).works()

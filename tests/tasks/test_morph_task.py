@@ -240,6 +240,17 @@ def test_random_masks_and_chosen_ones_keep_as_many_units(data) -> None:
     }
 
 
+def test_moments_far_from_those_on_images_cost(data) -> None:
+    places = torch.from_numpy(data.groups[0].part("train"))
+    losses = []
+    for size in (0.0, 1.0, 2.0):
+        task = MorphTask(batch=8, images=64, moments=size)
+        model = task.model(data, MADE, torch.Generator().manual_seed(0))
+        losses.append(float(task.loss(model, data, (0, places), torch.Generator().manual_seed(1)).detach()))
+    assert losses[1] - losses[0] > 0.1
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_unit_that_hardly_varies_goes_only_where_a_bias_takes_its_mean(bias) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=bias)).eval()
