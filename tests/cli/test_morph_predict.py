@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+import metanet
+from metanet import morph
 from metanet.datasets import Zoo
+from metanet.tasks.morph_model import MorphModel
 from tests.cli.command import within
 
 FAST = ("trainer.epochs=1", "task.steps=3", "task.batch=4", "task.images=16", "trainer.progress=false")
@@ -35,6 +39,22 @@ def test_a_network_is_narrowed_from_its_weights_alone(predictor: Path, network: 
     told = within("morph", network, "--width", "0.5", "--predict", predictor, "--out", out, "--rounds", "1", "--json")
     assert told.works().json["certificate"]["preservation"]["outputs"]
     assert (out / "weights.safetensors").is_file()
+
+
+def test_the_command_edits_with_the_inputs_that_the_predictor_makes(
+    predictor: Path, network: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "narrow"
+    within("morph", network, "--width", "0.5", "--predict", predictor, "--out", out).works()
+    checkpoint = metanet.load(network)
+    model, spec, example = checkpoint.model(), checkpoint.spec, checkpoint.architecture.example_inputs()
+    compensation = MorphModel.open(predictor).compensation(model, spec, example[0])
+    sizes = morph.to_sizes(spec, 0.5, morph.resizable(spec))
+    plan = morph.narrow_by_obs(model, spec, sizes, compensation.batches or (), compensation.ridge)
+    made = morph.apply(plan, model, example, spec=spec, compensation=compensation).model.state_dict()
+    stored = metanet.load(out).state
+    assert made.keys() == stored.keys()
+    assert all(torch.allclose(made[name], stored[name], rtol=1e-5, atol=1e-6) for name in made)
 
 
 def test_several_zoos_are_for_morphs_alone(tiny_zoo: Path, tmp_path: Path) -> None:
