@@ -13,7 +13,7 @@ from torch.func import functional_call
 import symmetry
 from metanet.errors import FieldError, PlanError
 from metanet.fields.field import Field
-from metanet.morph.modules import rebuild
+from metanet.morph.modules import has_choice, rebuild
 from metanet.morph.resize import resized_spec
 from symmetry import SymmetrySpec, TraceError
 
@@ -54,8 +54,9 @@ class Skeletons:
         layout = _layout(after)
 
         def accept(made: nn.Module) -> bool:
-            # Only attributes of the user's own modules leave a choice that tracing has to settle.
-            return not _has_choice(self.model) or layout == _layout(symmetry.trace(made, self.example_inputs))
+            # Tracing takes much longer than all the rest, and only a choice of attributes needs it.
+            chosen = has_choice(self.model, self.spec, after)
+            return not chosen or layout == _layout(symmetry.trace(made, self.example_inputs))
 
         try:
             return rebuild(self.model, self.spec, after, plain, self.example_inputs, accept)
@@ -107,15 +108,6 @@ def materialise(
         state = field(None, sizes, noise, generator, draws)
         made = Skeletons(model, field.spec, example_inputs).get(state, sizes)
     return made.eval()
-
-
-def _has_choice(model: nn.Module) -> bool:
-    return any(
-        type(value) is int and not name.startswith("_")
-        for module in model.modules()
-        if not type(module).__module__.startswith("torch.nn.")
-        for name, value in vars(module).items()
-    )
 
 
 def _layout(spec: SymmetrySpec) -> list[list[list[int]]]:

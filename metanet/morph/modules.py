@@ -24,7 +24,7 @@ from metanet.morph.running import evaluating
 from symmetry import Concat, Product, SymmetrySpec
 from symmetry.spaces import Axis
 
-__all__ = ["output_shapes", "put_tensors", "rebuild"]
+__all__ = ["has_choice", "output_shapes", "put_tensors", "rebuild"]
 
 MAX_CANDIDATES = 8
 
@@ -72,6 +72,14 @@ def rebuild(
         hint="one size probably stands for several (a stream and its heads): change those spaces in one plan; or one "
         "is written into its forward method: state it as an attribute or read it from a tensor",
     )
+
+
+def has_choice(model: nn.Module, before: SymmetrySpec, after: SymmetrySpec) -> bool:
+    """Whether an attribute of the user's own modules may state a size that changes.
+
+    Then several copies may run, and not all of them are the network that was meant.
+    """
+    return any(_settings(model, before, after))
 
 
 def output_shapes(model: nn.Module, example_inputs: Sequence[Any]) -> list[tuple[int, ...]]:
