@@ -1,5 +1,6 @@
 """How does one continuous field hold a network at every width? ``field(spec, sizes) -> state``."""
 
+from metanet.fields.descriptor import DescriptorField, Task, train_family
 from metanet.fields.distil import Recipe, certify, distil
 from metanet.fields.field import Field
 from metanet.fields.fitting import sizes_of, varying
@@ -14,6 +15,7 @@ from metanet.fields.statistics import estimate
 from metanet.fields.training import Training, train
 
 __all__ = [
+    "DescriptorField",
     "Field",
     "FieldSettings",
     "KnotsField",
@@ -22,6 +24,7 @@ __all__ = [
     "Sampling",
     "Skeletons",
     "StoredField",
+    "Task",
     "Training",
     "certify",
     "distil",
@@ -33,5 +36,6 @@ __all__ = [
     "save_field",
     "sizes_of",
     "train",
+    "train_family",
     "varying",
 ]

@@ -29,6 +29,7 @@ from metanet.checkpoint.architecture import FAMILIES
 from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.checkpoint.safetensors_file import read_safetensors
 from metanet.errors import CheckpointError, FieldError, ScoreError, clean
+from metanet.fields.descriptor import DescriptorField
 from metanet.fields.field import Field
 from metanet.fields.knots import KnotsField
 from metanet.fields.mlp import MlpField
@@ -41,7 +42,7 @@ from symmetry.errors import SpecError
 __all__ = ["FORMAT", "KINDS", "StoredField", "open_field", "quantised", "save_field"]
 
 FORMAT = "metanet.field/1"
-KINDS: Mapping[str, Callable[..., Field]] = {"knots": KnotsField, "mlp": MlpField}
+KINDS: Mapping[str, Callable[..., Field]] = {"knots": KnotsField, "mlp": MlpField, "descriptor": DescriptorField}
 MANIFEST, WEIGHTS, FIELD, CERTIFICATES, ARCHITECTURE = (
     "manifest.json",
     "weights.safetensors",

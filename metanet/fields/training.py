@@ -27,7 +27,7 @@ from metanet.fields.settings import FieldSettings
 from metanet.morph import to_sizes
 from metanet.train.state import LoopState
 
-__all__ = ["Training", "train"]
+__all__ = ["Run", "Training", "check_training", "train"]
 
 KEEP_EVERY = 250
 
@@ -81,15 +81,15 @@ def train(
         FieldError: if the data do not allow the losses, or a loss is not finite.
         TrainError: if the state file belongs to another run.
     """
-    return _Run(field, skeletons, data, settings, seed).go(state_file, progress)
+    return Run(field, skeletons, data, settings, seed).go(state_file, progress)
 
 
-class _Run:
+class Run:
     """The moving parts of one training run."""
 
     def __init__(self, field: Field, skeletons: Skeletons, data: Training, settings: FieldSettings, seed: int) -> None:
         self.field, self.skeletons, self.data, self.settings, self.seed = field, skeletons, data, settings, seed
-        _check(data, settings)
+        check_training(data, settings)
         self.spaces = varying(field.spec, data.spaces)
         self.parameters = dict(field.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.rate, weight_decay=settings.decay)
@@ -249,7 +249,12 @@ def one_cycle(progress: float, peak: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _check(data: Training, settings: FieldSettings) -> None:
+def check_training(data: Training, settings: FieldSettings) -> None:
+    """Whether the data allow the losses.
+
+    Raises:
+        FieldError: if not.
+    """
     if not len(data.inputs):
         raise FieldError("no inputs", hint="give some")
     if data.targets is not None and len(data.targets) != len(data.inputs):
