@@ -47,6 +47,7 @@ class Work:
         self.spec: SymmetrySpec = checkpoint.spec
         self.example = checkpoint.architecture.example_inputs()
         self.labels: Tensor | None = None
+        self.edit_labels: Tensor | None = None
         self.timings: dict[nn.Module, Timing] = {}
         self._read_inputs()
         self.ridge = 1e-3
@@ -84,6 +85,7 @@ class Work:
         # Every second input: files are often sorted by class.
         self.batches = [(inputs[1::2],)]
         self.scored, self.labels = inputs[::2], None if labels is None else labels[::2]
+        self.edit_labels = None if labels is None else labels[1::2]
         self.origin = f"every second of {origin}"
 
     def _predict(self) -> None:

@@ -70,8 +70,10 @@ def _resized(before: SymmetrySpec, morph: Morph) -> dict[str, int]:
 
 def _size(edit: Edit) -> dict[str, int]:
     """What an edit makes of the size of its space."""
-    from metanet.morph import Keep, Merge, Widen
+    from metanet.morph import Keep, Merge, Widen, Written
 
+    if isinstance(edit, Written):
+        return {edit.space: edit.size}
     if isinstance(edit, Merge):
         return {edit.space: len(edit.groups)}
     if isinstance(edit, Keep | Widen):

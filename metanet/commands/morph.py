@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._morph_again import write_checked
+from metanet.commands._morph_field import FieldWork, check_options, field_text
 from metanet.commands._morph_work import Work
 from metanet.commands._reading import add_reading_arguments, load_named
 from metanet.commands._score_data import SETS
@@ -33,6 +34,9 @@ of --data score.
 
 Latency is measured with both networks in turns, --batch inputs in a call; what a search finds is measured once more.
 
+With --field a weight field writes the network, and nothing is edited. A budget is divided among the spaces by a search
+on one half of --data, uniformly without data; the other half scores. A limit then says yes or no.
+
 With --max-kl or --min-agreement the change goes only as far as they allow. The exit code is 1, and nothing is
 written, if they allow none of it.
 """
@@ -47,6 +51,7 @@ examples:
   metanet morph weights.pt --factory models:resnet --depth -2 --data images.npz --out shallow
   metanet morph weights.safetensors --width 0.5 --predict runs/morph --out narrow
   metanet morph other.safetensors --plan narrow/plan.json --out narrow-too
+  metanet morph weights.safetensors --field field --parameters 2000 --data digits --out small
 """
 
 
@@ -58,8 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--parameters", metavar="N", type=positive, help="at most so many, by width")
     target.add_argument("--flops", metavar="N", type=positive, help="at most so many for one input, by width")
     target.add_argument(
-        "--latency", metavar="MS", type=above_zero, help="at most so many milliseconds for a call, by width"
+        "--latency",
+        "--latency-ms",
+        metavar="MS",
+        type=above_zero,
+        help="at most so many milliseconds for a call, by width",
     )
+    target.add_argument("--sizes", metavar="SPACE=N,...", help="units of single spaces, with --field")
     target.add_argument("--depth", metavar="N", type=int, help="blocks to drop (-2), or residual blocks to put in (2)")
     target.add_argument("--plan", metavar="FILE", type=Path, help="the edits of a plan.json")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the new network goes; must not exist")
@@ -87,6 +97,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="edit with inputs that a trained predictor makes from the weights alone (metanet train task=morph)",
     )
+    parser.add_argument(
+        "--field",
+        metavar="FIELD",
+        type=Path,
+        help="let a weight field write the network (metanet field fit); a budget is then divided among the spaces",
+    )
+    parser.add_argument(
+        "--extrapolate", action="store_true", help="allow a field sizes outside those that it was trained for"
+    )
+    parser.add_argument("--tries", metavar="N", type=positive, help="networks of a field that are tried at most (100)")
     parser.add_argument("--labels", metavar="FILE", help="classes, if the data do not bring them")
     parser.add_argument("--rows", metavar="N", type=positive, help="only the first N inputs")
     parser.add_argument(
@@ -112,11 +132,13 @@ def run(arguments: argparse.Namespace) -> int:
     from metanet.morph.search import Limit
 
     _check_places(arguments)
+    check_options(arguments)
     limit = Limit(arguments.max_kl, arguments.min_agreement)
     if arguments.plan is not None and limit != Limit():
         raise ConfigError("--plan says how far to go; a limit cannot", hint="give --width, --parameters or --depth")
     work = Work(arguments, load_named(arguments.file, arguments))
-    point, frontier = work.find(limit)
+    field = None if arguments.field is None else FieldWork(work)
+    point, frontier = work.find(limit) if field is None else field.find(limit)
     told: dict[str, Any] = {
         "file": str(arguments.file),
         "inputs": work.origin,
@@ -124,10 +146,14 @@ def run(arguments: argparse.Namespace) -> int:
         "frontier": [_facts(each, point) for each in frontier],
         "uncompensated": [] if point is None else list(point.morph.uncompensated),
     }
+    if field is not None:
+        told["field"] = field.told
     if point is None:
         return _refuse(arguments, told, limit)
     morph, timing = point.morph, work.timing(point.morph.model)
     certificate = work.certificate(morph)
+    if field is not None:
+        certificate = field.certificate(certificate)
     budget = "parameters" if work.budget is None else work.budget[0]
     title, command = f"{arguments.file.name}, {_change(certificate)}", _command(arguments)
     values = morph_values(title, command, work.spec, point, frontier, str(limit), budget, certificate, timing)
@@ -228,7 +254,9 @@ def as_text(told: dict[str, Any], point: Point, frontier: list[Point], certifica
     lines = [f"{len(edits)} edits", *(f"  {line}" for line in edits[:20])]
     if len(edits) > 20:
         lines.append(f"  ... and {len(edits) - 20} more")
-    if len(frontier) > 1:
+    if "field" in told:
+        lines += ["", *field_text(told["field"])]
+    elif len(frontier) > 1:
         lines += ["", f"tried, with {told['limit']}; -> is what was taken", _frontier(told["frontier"])]
     lines += [
         "",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import FieldError, PlanError, clean
 from metanet.morph import resizable, to_sizes
+from metanet.morph.resize import resized_spec
 from symmetry import Atom, Concat, Fixed, Product, SymmetrySpec
 from symmetry.spaces import Axis
 
-__all__ = ["check_range", "check_sizes", "check_spec", "sizes_of", "varying"]
+__all__ = ["check_numbers", "check_range", "check_sizes", "check_spec", "sizes_of", "varying"]
 
 
 def check_spec(own: SymmetrySpec, other: SymmetrySpec) -> None:
@@ -126,6 +128,17 @@ def sizes_of(spec: SymmetrySpec, width: float, spaces: tuple[str, ...] | None = 
         return to_sizes(spec, width, varying(spec, spaces))
     except PlanError as error:
         raise FieldError(error.reason, hint=error.hint) from None
+
+
+def check_numbers(spec: SymmetrySpec, sizes: Mapping[str, int]) -> None:
+    """Whether a network of these sizes is one that a machine can hold.
+
+    Raises:
+        FieldError: if it has more numbers than any checkpoint may have.
+    """
+    numbers = sum(math.prod(info.shape) for info in resized_spec(spec, sizes).tensors.values())
+    if numbers > MAX_PARAMETERS:
+        raise FieldError(f"a network of {numbers:,} numbers", hint=f"expected at most {MAX_PARAMETERS:,}")
 
 
 def check_range(spec: SymmetrySpec, sizes: Mapping[str, int], widths: tuple[float, float]) -> None:

@@ -4,13 +4,14 @@ from metanet.morph.apply import Morph, Record, apply, undo
 from metanet.morph.choose import importance, narrow, narrow_by_obs, resizable, to_sizes, widen
 from metanet.morph.compensate import Compensation, obs_order
 from metanet.morph.cost import Cost, cost
-from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, SpaceEdit, StateEdit, Widen
+from metanet.morph.edits import Edit, Keep, Merge, ModuleEdit, SpaceEdit, StateEdit, Widen, Written
 from metanet.morph.folder import open_folder, restore, save, undo_folder
 from metanet.morph.forms import ConvToLinear, Factorise, Join
 from metanet.morph.moves import Permute, Rescale
 from metanet.morph.norms import Fold, recalibrate
 from metanet.morph.plan import Plan
 from metanet.morph.structure import Deepen, Drop, Insert, Swap
+from metanet.morph.written import written
 
 __all__ = [
     "Compensation",
@@ -35,6 +36,7 @@ __all__ = [
     "StateEdit",
     "Swap",
     "Widen",
+    "Written",
     "apply",
     "cost",
     "importance",
@@ -50,4 +52,5 @@ __all__ = [
     "undo",
     "undo_folder",
     "widen",
+    "written",
 ]

@@ -14,7 +14,7 @@ import symmetry
 from metanet.errors import PlanError
 from metanet.morph.behind import refit_behind
 from metanet.morph.compensate import Compensation, compensate
-from metanet.morph.edits import Edit, ModuleEdit, SpaceEdit, StateEdit
+from metanet.morph.edits import Edit, ModuleEdit, SpaceEdit, StateEdit, Written
 from metanet.morph.function import TOLERANCE, Function
 from metanet.morph.modules import put_tensors, rebuild
 from metanet.morph.norms import recalibrate
@@ -124,6 +124,9 @@ def apply(
             replaced.
     """
     plan = plan if isinstance(plan, Plan) else Plan((plan,) if isinstance(plan, Edit) else tuple(plan))
+    beside = [edit for edit in plan if isinstance(edit, Written)]
+    if beside:
+        raise PlanError(f"{beside[0]}: no edit makes these weights", hint="have the network written again")
     found = spec if spec is not None else _trace(model, example_inputs)
     source_state = model.state_dict(keep_vars=True)
     found.check(source_state)

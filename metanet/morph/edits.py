@@ -28,11 +28,13 @@ __all__ = [
     "SpaceEdit",
     "StateEdit",
     "Widen",
+    "Written",
     "edit_from_json",
     "units_of",
 ]
 
 _KINDS: dict[str, type[Edit]] = {}
+MOST_UNITS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,39 @@ class Merge(SpaceEdit):
 
     def __str__(self) -> str:
         return f"merge {self.space} into {len(self.groups)} units"
+
+
+@dataclass(frozen=True)
+class Written(SpaceEdit):
+    """A space gets a size, in a network whose weights something else has written: they stand beside the plan.
+
+    Such a plan says what shape a module has (:func:`metanet.morph.written`, :func:`metanet.morph.restore`). It cannot
+    be done on other weights.
+
+    Args:
+        space: which.
+        size: number of units.
+        by: what wrote the weights, in words.
+    """
+
+    space: str
+    size: int
+    by: str = ""
+    kind = "written"
+    exact = False
+
+    def resizing(self, spec: SymmetrySpec) -> Resizing:
+        """See :meth:`SpaceEdit.resizing`: units that stand for the new ones, over and over where those are more."""
+        here = size_of(spec, self.space)
+        if type(self.size) is not int or not 1 <= self.size <= MOST_UNITS:
+            raise PlanError(
+                f"written {self.space!r}: size {clean(repr(self.size), 40)}", hint=f"expected 1 to {MOST_UNITS:,} units"
+            )
+        units = torch.arange(self.size) % here
+        return Resizing(self.space, units.expand(*spec.array_shape(self.space)[:-1], self.size).contiguous())
+
+    def __str__(self) -> str:
+        return f"{self.space}: {self.size} units, written{f' by {clean(self.by, 60)}' if self.by else ''}"
 
 
 def units_of(spec: SymmetrySpec, space: str, given: Sequence[Any]) -> Tensor:
