@@ -91,7 +91,8 @@ def positive(text: str) -> int:
 
 def count(text: str) -> int:
     """An argument that is a whole number, 0 or more."""
-    return int(number(text, "a whole number, 0 or more", lambda value: value >= 0, int))
+    # Generators take no larger seed.
+    return int(number(text, "a whole number, 0 or more, below 2**63", lambda value: 0 <= value < 2**63, int))
 
 
 def number(text: str, expected: str, fits: Callable[[float], bool], kind: Callable[[str], float] = float) -> float:

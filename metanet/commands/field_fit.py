@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from metanet.commands._field_data import add_data_arguments, two_parts
 from metanet.commands._reading import add_reading_arguments, load_named
-from metanet.commands._terminal import bar, count, positive, print_json, table
+from metanet.commands._terminal import above_zero, bar, count, not_negative, number, positive, print_json, say, table
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from metanet.commands._field_data import Parts
     from metanet.fields import Recipe, StoredField
     from metanet.score.certificate import Certificate
+    from metanet.score.preservation import Preservation
 
 DESCRIPTION = """\
 Distil a trained network into a weight field: one set of numbers from which a network of any width is read in
-milliseconds. The network is the teacher, at full width and at all others; every width of the table is then certified by
-running the network that was read beside the one that was given.
+milliseconds. The network is the teacher, at full width and at all others, and no labels are needed; every width of the
+table is then certified by running the network that was read beside the one that was given.
 
 Of a data set by its name the field learns on the training images and is scored on the test images; of a file, every
 second input each. A run that was interrupted goes on where it was if the same command is given again.
@@ -43,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=("knots", "mlp"), default="knots", help="of field (%(default)s)")
     parser.add_argument("--knots", metavar="K", type=positive, help="knots per space; one per unit by default")
     parser.add_argument("--rank", metavar="R", type=positive, help="weights as products of this rank, to store less")
-    parser.add_argument("--hidden", metavar="H", type=positive, help="units of the networks of --kind mlp (32)")
+    parser.add_argument("--hidden", metavar="H", type=_few, help="units of the networks of --kind mlp (32)")
     parser.add_argument(
         "--width-knots",
         metavar="V",
-        type=positive,
+        type=_few,
         default=4,
         help="widths with own biases, gains, statistics (%(default)s)",
     )
@@ -55,16 +59,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--way", choices=("cut", "spread"), default="cut", help="narrow networks: see the docs (%(default)s)"
     )
     parser.add_argument("--order", choices=("importance", "smooth", "none"), help="of units, before anything else")
-    parser.add_argument("--low", metavar="RATIO", type=float, default=0.25, help="narrowest width (%(default)s)")
-    parser.add_argument("--high", metavar="RATIO", type=float, default=1.0, help="widest width (%(default)s)")
+    parser.add_argument("--low", metavar="RATIO", type=above_zero, default=0.25, help="narrowest width (%(default)s)")
+    parser.add_argument("--high", metavar="RATIO", type=above_zero, default=1.0, help="widest width (%(default)s)")
     parser.add_argument("--steps", metavar="N", type=positive, default=3000, help="of training (%(default)s)")
-    parser.add_argument("--rate", metavar="RATE", type=float, default=0.05, help="highest learning rate (%(default)s)")
-    parser.add_argument("--noise", metavar="SPACINGS", type=float, default=0.0, help="of coordinates (%(default)s)")
+    parser.add_argument(
+        "--rate", metavar="RATE", type=above_zero, help="highest learning rate (0.03; for --kind mlp 0.005)"
+    )
+    parser.add_argument(
+        "--noise", metavar="SPACINGS", type=not_negative, default=0.0, help="of coordinates (%(default)s)"
+    )
     parser.add_argument(
         "--bits", type=int, choices=(8, 32), default=32, help="that tables are stored with (%(default)s)"
     )
     parser.add_argument("--seed", metavar="N", type=count, default=0, help="of everything that is drawn (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _few(text: str) -> int:
+    """A number of things that are stored many times over."""
+    return int(number(text, "a whole number from 1 to 4096", lambda value: 1 <= value <= 4096, int))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,32 +88,31 @@ def run(arguments: argparse.Namespace) -> int:
         raise FieldError("exists already", where=arguments.out, hint="give a new name")
     if not arguments.out.parent.is_dir():
         raise FieldError("the folder above it does not exist", where=arguments.out, hint="make it first")
-    recipe = _recipe(arguments)
+    recipe, spaces = _recipe(arguments), _spaces(arguments.spaces)
     checkpoint = load_named(arguments.file, arguments)
-    model, example = checkpoint.model(), checkpoint.architecture.example_inputs()
+    # Fields are trained in float32, whatever the precision of the file.
+    model, example = checkpoint.model().float(), checkpoint.architecture.example_inputs()
     parts = two_parts(checkpoint.architecture, arguments.data, arguments.labels, arguments.rows)
-    spaces = None
-    if arguments.spaces is not None:
-        spaces = tuple(name.strip() for name in arguments.spaces.split(",") if name.strip())
-    whole = parts.labels is not None and not parts.labels.is_floating_point()
-    output = model(parts.scored[:2])
-    classes = whole or (parts.labels is None and getattr(output, "ndim", 0) == 2 and output.shape[1] > 1)
-    data = Training(parts.inputs, parts.labels, classes=classes, spaces=spaces)
+    classes, accuracy = _checked(model, parts)
+    inputs = parts.inputs.float() if parts.inputs.is_floating_point() else parts.inputs
+    data = Training(inputs, parts.labels, classes=classes, spaces=spaces)
     state_file = arguments.out.parent / f".{arguments.out.name}.training-state.safetensors"
+    if state_file.exists():
+        say(f"going on with {state_file}")
     with bar("training") as move:
         stored = distil(model, checkpoint.spec, example, data, recipe, checkpoint.architecture, state_file, move)
     widths = _widths(stored)
     options = (model, example, parts.scored, parts.scored_labels, widths, parts.origin, arguments.seed)
-    loss: dict[str, float] = {}
+    exact: dict[str, Certificate] = {}
     if arguments.bits == 8:
         exact = certify(stored, *options)
         stored = quantised(stored)
-        loss = {name: each.preservation.error for name, each in exact.items()}
     certificates = certify(stored, *options)
     made = type(stored)(stored.field, stored.widths, stored.spaces, stored.architecture, stored.record, certificates)
     save_field(arguments.out, made, arguments.bits)
     state_file.unlink(missing_ok=True)
-    told = _told(arguments, made, certificates, loss, sum(t.numel() for t in checkpoint.state.values()))
+    told = _told(arguments, made, certificates, exact, sum(t.numel() for t in checkpoint.state.values()))
+    told["accuracy"] = accuracy
     if arguments.json:
         print_json(told)
     else:
@@ -108,9 +120,49 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def _spaces(text: str | None) -> tuple[str, ...] | None:
     from metanet.errors import ConfigError
-    from metanet.fields import FieldSettings, Recipe, Sampling
+
+    if text is None:
+        return None
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise ConfigError("--spaces names none", hint="name them as metanet inspect does, by commas")
+    return found
+
+
+def _checked(model: nn.Module, parts: Parts) -> tuple[bool, float | None]:
+    """Whether the network tells classes, and how many of the scored inputs it tells right.
+
+    Both parts are run before anything is learned, so that inputs and labels which do not fit are refused at once.
+    """
+    from metanet.errors import FieldError, ScoreError
+    from metanet.score import compare
+
+    scores = []
+    for inputs, labels in ((parts.inputs, parts.labels), (parts.scored, parts.scored_labels)):
+        try:
+            scores.append(compare(model, model, inputs, labels, layers=None, line=0, resamples=0).main)
+        except ScoreError as error:
+            reason = error.reason.replace("network a ", "the network ")
+            raise FieldError(reason, where="--data", hint=error.hint) from None
+        wrong = scores[-1].not_finite[0]
+        if wrong:
+            raise FieldError(
+                f"the network's answers to {wrong} of {len(inputs)} inputs are not finite",
+                where="--data",
+                hint="look for NaN and infinity in the inputs and the network",
+            )
+    accuracy = scores[1].accuracy
+    return scores[1].kind == "classes", None if accuracy is None else accuracy[0]
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    from dataclasses import replace
+
+    from metanet.errors import ConfigError
+    from metanet.fields import Recipe, Sampling
+    from metanet.fields.distil import SETTINGS
 
     options: dict[str, Any] = {"width_knots": arguments.width_knots}
     kinds = {"knots": ("knots", "rank"), "mlp": ("hidden",)}
@@ -121,15 +173,9 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
                 raise ConfigError(f"--{name} with --kind {arguments.kind}", hint=f"it belongs to --kind {kind}")
             if value is not None:
                 options[name] = value
-    settings = FieldSettings(
-        steps=arguments.steps,
-        rate=arguments.rate if arguments.kind == "knots" else arguments.rate / 10,
-        low=arguments.low,
-        high=arguments.high,
-        noise=arguments.noise,
-        task=0.5,
-        distil=0.5,
-        average=0.995,
+    rate = arguments.rate or {"knots": SETTINGS.rate, "mlp": 0.005}[arguments.kind]
+    settings = replace(
+        SETTINGS, steps=arguments.steps, rate=rate, low=arguments.low, high=arguments.high, noise=arguments.noise
     )
     return Recipe(arguments.kind, options, Sampling(arguments.way, "copies"), arguments.order, settings, arguments.seed)
 
@@ -144,7 +190,7 @@ def _told(
     arguments: argparse.Namespace,
     stored: StoredField,
     certificates: dict[str, Certificate],
-    before: dict[str, float],
+    exact: dict[str, Certificate],
     numbers: int,
 ) -> dict[str, Any]:
     from metanet.fields.folder import packed
@@ -159,28 +205,44 @@ def _told(
         "variation": stored.record["variation"],
         "order": stored.record["order"],
         "inputs": next(iter(certificates.values())).preservation.origin,
-        "before_8_bits": before,
+        "with_32_bits": {name: _distances(each.preservation) for name, each in exact.items()},
         "certificates": {name: each.to_json() for name, each in certificates.items()},
+    }
+
+
+def _distances(score: Preservation) -> dict[str, float | None]:
+    """What the table shows of a network beside the one that was given."""
+    accuracy = score.main.accuracy
+    return {
+        "accuracy": None if accuracy is None else accuracy[1],
+        "KL": score.kl,
+        "agreement": score.agreement,
+        "relative L2": score.relative_l2 if score.kl is None else None,
     }
 
 
 def _text(told: dict[str, Any]) -> str:
     from metanet.score.certificate import Certificate
 
-    rows = []
+    coarse = told["with_32_bits"]
+    found: dict[str, dict[str, float | None]] = {}
     for width, value in told["certificates"].items():
         certificate = Certificate.from_json(value)
-        score = certificate.preservation
-        row = [float(width), int(certificate.after["parameters"] or 0), score.kl, score.agreement, score.error]
-        rows.append(row + ([told["before_8_bits"][width]] if told["before_8_bits"] else []))
-    columns = ["width", "parameters", "KL", "agreement", "error / spread"]
+        numbers = {"width": float(width), "parameters": int(certificate.after["parameters"] or 0)}
+        found[width] = {**numbers, **_distances(certificate.preservation)}
+        if coarse:
+            distance = "KL" if coarse[width]["KL"] is not None else "relative L2"
+            found[width][f"{distance} with 32 bits"] = coarse[width][distance]
+    # Nothing is said of what cannot be known: accuracy without labels, classes of values.
+    columns = [name for name in next(iter(found.values())) if any(row[name] is not None for row in found.values())]
     before, after = told["variation"]
     lines = [
-        table(columns + (["error with 32 bits"] if told["before_8_bits"] else []), rows, "  "),
+        table(columns, [[row[name] for name in columns] for row in found.values()], "  "),
         "",
+        f"scored beside the network on {told['inputs']}"
+        + (f"; its own accuracy is {told['accuracy']:.4f}" if told["accuracy"] is not None else ""),
         f"{told['stored']:,} numbers, {told['bytes']:,} bytes; the network has {told['network']:,} numbers",
         f"order of units: {told['order']}, total variation {before:.4g} -> {after:.4g}",
-        f"scored on {told['inputs']}",
         f"written: {told['out']}",
     ]
     return "\n".join(lines)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metanet.checkpoint import Architecture
+from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import FieldError
 from metanet.fields.fitting import sizes_of, varying
 from metanet.fields.folder import KINDS, StoredField
@@ -28,6 +31,7 @@ from metanet.fields.statistics import estimate
 from metanet.fields.training import Training, train
 from metanet.morph import cost
 from metanet.morph.modules import put_tensors
+from metanet.morph.resize import resized_spec
 from metanet.score import compare
 from metanet.score.certificate import Certificate
 from symmetry import SymmetrySpec
@@ -36,6 +40,9 @@ __all__ = ["Recipe", "certify", "distil"]
 
 # Statistics are averages over this many inputs; more change them by less than widths between the tables do.
 MOST_INPUTS = 2048
+# Chosen on held-out images, perceptrons on MNIST and convolutions with batch norm on digits (benchmarks/README.md).
+SETTINGS = FieldSettings(steps=3000, rate=0.03, task=0.0, distil=1.0, average=0.995)
+OPTIONS: Mapping[str, Any] = MappingProxyType({"width_knots": 7})
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Recipe:
 
     Args:
         kind: of the field: ``knots`` or ``mlp``.
-        options: of its class.
+        options: of its class; what is not named is as in :data:`OPTIONS`.
         sampling: how coordinates are laid out.
         order: of the units: see :mod:`metanet.fields.order`; ``None``: ``importance`` for coordinates that are cut,
             ``smooth`` for those that are spread.
@@ -59,7 +66,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=lambda: Sampling("cut", "copies"))
     order: str | None = None
-    settings: FieldSettings = field(default_factory=lambda: FieldSettings(distil=1.0))
+    settings: FieldSettings = SETTINGS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,15 +97,17 @@ def distil(
         progress: see there.
 
     Raises:
-        FieldError: if the network has no width that can change, or the data do not fit.
+        FieldError: if the network has no width that can change, none below the full one is asked for, the widest is too
+            large, or the data do not fit.
     """
     spaces = varying(spec, data.spaces)
+    _check_widths(spec, recipe.settings, spaces)
     order = recipe.order or ("importance" if recipe.sampling.way == "cut" else "smooth")
     found = ordered(spec, model.state_dict(), order)
     teacher = copy.deepcopy(model).eval()
     put_tensors(teacher, found.state)
     settings = recipe.settings
-    options = {"widths": (settings.low, max(settings.high, 1.0)), "start": "fit", **recipe.options}
+    options = {"widths": (settings.low, max(settings.high, 1.0)), "start": "fit", **OPTIONS, **recipe.options}
     if recipe.kind == "knots" and options.get("rank") is not None:
         options.setdefault("normalised", False)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -119,7 +128,24 @@ def distil(
         "last": history[-1] if history else {},
         "stored": made.stored,
     }
-    return StoredField(made, (settings.low, settings.high), spaces, architecture, record)
+    widest = max(settings.high, 1.0) if settings.full else settings.high
+    return StoredField(made, (settings.low, widest), spaces, architecture, record)
+
+
+def _check_widths(spec: SymmetrySpec, settings: FieldSettings, spaces: tuple[str, ...]) -> None:
+    if not spaces:
+        raise FieldError("no space varies", hint="name one at least")
+    if settings.low >= 1:
+        raise FieldError(
+            f"narrowest width {settings.low:g}", hint="expected below 1: wider networks come without training"
+        )
+    widest = resized_spec(spec, sizes_of(spec, settings.high, spaces))
+    numbers = sum(math.prod(info.shape) for info in widest.tensors.values())
+    if numbers > MAX_PARAMETERS:
+        raise FieldError(
+            f"widest width {settings.high:g}: a network of {numbers:,} numbers",
+            hint=f"expected at most {MAX_PARAMETERS:,}",
+        )
 
 
 def certify(

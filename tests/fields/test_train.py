@@ -142,14 +142,15 @@ def test_losses_are_what_they_say() -> None:
 
 
 def test_a_network_becomes_a_field(spec: metanet.symmetry.SymmetrySpec) -> None:
-    model = CNN.build(0)
+    model = CNN.build(0).eval()
+    recalibrate(model, [(INPUTS,)])
     recipe = Recipe(settings=FieldSettings(steps=3, batch=16, rate=1e-6, task=0.0, distil=1.0), order="smooth")
-    stored = distil(model.eval(), spec, EXAMPLE, Training(INPUTS), recipe, CNN)
+    stored = distil(model, spec, EXAMPLE, Training(INPUTS), recipe, CNN)
     before, after = stored.record["variation"]
     assert after < before
     found = certify(stored, model, EXAMPLE, INPUTS, LABELS, [0.5, 1.0], "stripes")
-    # Hardly trained: at full width the network itself but for its statistics, at half something else.
-    assert found["1"].preservation.kl < found["0.5"].preservation.kl
+    # Hardly trained: at full width the network itself, at half something else.
+    assert found["1"].preservation.kl < 1e-6 < 1e-3 < found["0.5"].preservation.kl
     assert found["0.5"].after["parameters"] < found["0.5"].before["parameters"]
 
 
