@@ -97,10 +97,16 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = parts.inputs.float() if parts.inputs.is_floating_point() else parts.inputs
     data = Training(inputs, parts.labels, classes=classes, spaces=spaces)
     state_file = arguments.out.parent / f".{arguments.out.name}.training-state.safetensors"
-    if state_file.exists():
-        say(f"going on with {state_file}")
+    steps: list[int] = []
     with bar("training") as move:
-        stored = distil(model, checkpoint.spec, example, data, recipe, checkpoint.architecture, state_file, move)
+
+        def moved(done: int, total: int) -> None:
+            steps.append(done)
+            move(done, total)
+
+        stored = distil(model, checkpoint.spec, example, data, recipe, checkpoint.architecture, state_file, moved)
+    if steps[:1] != [1]:
+        say(f"training went on where {state_file} had left it")
     widths = _widths(stored)
     options = (model, example, parts.scored, parts.scored_labels, widths, parts.origin, arguments.seed)
     exact: dict[str, Certificate] = {}

@@ -31,6 +31,7 @@ from metanet.checkpoint.safetensors_file import read_safetensors
 from metanet.errors import CheckpointError, FieldError, ScoreError, clean
 from metanet.fields.descriptor import DescriptorField
 from metanet.fields.field import Field
+from metanet.fields.fitting import varying
 from metanet.fields.knots import KnotsField
 from metanet.fields.mlp import MlpField
 from metanet.fields.places import Sampling
@@ -53,6 +54,8 @@ MANIFEST, WEIGHTS, FIELD, CERTIFICATES, ARCHITECTURE = (
 MAX_JSON = 256 * 1024 * 1024
 FACTOR = "/factor"
 AGAIN = "fit the field again"
+# Numbers grow with these options, whatever the file holds; others than these are bounded by the network itself.
+LARGEST: Mapping[str, int] = {"hidden": 4096, "blocks": 64, "frequencies": 64, "width_knots": 4096}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +88,13 @@ def save_field(folder: str | os.PathLike[str], stored: StoredField, bits: int = 
         bits: 32, or 8 for tables of whole numbers.
 
     Raises:
-        FieldError: if the folder exists or cannot be written, or for other bits.
+        FieldError: if the folder exists or cannot be written, for other bits, or options that it could not be opened
+            with.
     """
     target = Path(folder)
     if bits not in (8, 32):
         raise FieldError(f"{bits} bits", hint="expected 32 or 8")
+    _check_options(stored.field.options())
     if target.exists():
         raise FieldError("exists already", where=target, hint="give a new name")
     try:
@@ -207,8 +212,10 @@ def open_field(folder: str | os.PathLike[str]) -> StoredField:
     try:
         spec = SymmetrySpec.from_json(told["spec"])
         made = _checked(told, spec)
-        widths = (float(told["widths"][0]), float(told["widths"][1]))
-        spaces = tuple(str(name) for name in told["spaces"])
+        low, high = (float(width) for width in told["widths"])
+        if not 0 < low <= high < math.inf:
+            raise FieldError(f"widths from {low:g} to {high:g}", hint=AGAIN)
+        spaces = varying(spec, tuple(told["spaces"]))
         record = dict(told["record"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, SpecError) as error:
         raise FieldError(f"{FIELD} is damaged ({clean(error, 100)})", where=path, hint=AGAIN) from None
@@ -219,7 +226,7 @@ def open_field(folder: str | os.PathLike[str]) -> StoredField:
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise FieldError(f"{WEIGHTS} does not fit {FIELD} ({clean(reason, 120)})", where=path, hint=AGAIN) from None
-    return StoredField(made, widths, spaces, _architecture(path, files), record, _certificates(path, files))
+    return StoredField(made, (low, high), spaces, _architecture(path, files), record, _certificates(path, files))
 
 
 def _checked(told: Mapping[str, Any], spec: SymmetrySpec) -> Field:
@@ -228,10 +235,16 @@ def _checked(told: Mapping[str, Any], spec: SymmetrySpec) -> Field:
     numbers = sum(math.prod(info.shape) for info in spec.tensors.values())
     if numbers > MAX_PARAMETERS:
         raise FieldError(f"a network of {numbers} numbers", hint=f"expected at most {MAX_PARAMETERS}")
-    for name, value in told["options"].items():
-        if type(value) is int and not 0 <= value <= 1_000_000:
-            raise FieldError(f"option {clean(repr(name), 60)} is {value}", hint=AGAIN)
+    _check_options(told["options"])
     return _made(told["kind"], spec, Sampling(**told["sampling"]), told["options"])
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Whether a field of these options can be made within reason."""
+    for name, value in options.items():
+        most = LARGEST.get(name, 1 << 30)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise FieldError(f"option {clean(repr(name), 60)} is {value}", hint=f"expected 0 to {most:,}")
 
 
 def _json(folder: Path, name: str) -> Mapping[str, Any]:
