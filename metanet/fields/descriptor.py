@@ -31,7 +31,7 @@ from symmetry import SymmetrySpec
 
 __all__ = ["DescriptorField", "Task", "train_family"]
 
-MOST = 4096
+MOST, MOST_NUMBERS = 4096, 1 << 28  # of each option, and of all moves: a file may name any
 _FINE = 1 / 16  # numbers of the embedding are stored larger, so that one relative learning rate does for all
 
 
@@ -78,6 +78,9 @@ class DescriptorField(Field):
         self.description, self.hidden = description, hidden
         self.base = KnotsField(spec, state, self.sampling, generator=generator, **knots)
         self.names = [name for name, _ in self.base.named_parameters()]
+        count = sum(value.numel() for value in self.base.parameters())
+        if count * moves > MOST_NUMBERS:
+            raise FieldError(f"{moves} moves of {count} numbers", hint=f"expected at most {MOST_NUMBERS:,} in all")
         # Directions last: 8-bit storage has a factor for each row of the first axis.
         self.moves = nn.ParameterList(
             torch.zeros(*value.shape, moves, dtype=value.dtype) for value in self.base.parameters()

@@ -159,6 +159,10 @@ def test_refusals() -> None:
         field.given([1.0, float("nan")])
     with pytest.raises(FieldError, match="moves=0"):
         field_of(moves=0)
+    wide = Architecture("mlp", {"inputs": 2, "widths": [300, 300], "outputs": 2, "activation": "relu"})
+    with pytest.raises(FieldError, match=r"4000 moves of \d+ numbers"):
+        model, spec = wide.build(0), symmetry.trace(wide.build(0).eval(), wide.example_inputs())
+        DescriptorField(spec, model.state_dict(), description=2, moves=4000)
     with pytest.raises(FieldError, match="no tasks"):
         train_family(field, skeletons(field), [], SETTINGS, 0)
     tasks = [Task([1.0, 0.0], side_of(0))]
