@@ -5,8 +5,8 @@ functions p. Separable (with a ``rank``): ``W(s, t) = <A(s), B(t)> / sqrt(R)`` w
 each unit scaled to root mean square 1; fixed axes are free tables on the side of B.
 
 Small tables may vary with the width as well (``width_knots``): biases, gains and statistics have values for several
-widths, interpolated, and every unit that is written has a gain of its own for each. The network that comes out is an
-ordinary one all the same.
+widths, interpolated, and every unit that is written has a gain of its own for each, unless a batch norm behind it would
+undo that. The network that comes out is an ordinary one all the same.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class KnotsField(Field):
 
     def _weight(self, piece: Piece, values: Tensor, generator: torch.Generator | None) -> nn.Module:
         counts, places, scale = self.count(piece), self.places(piece), start_scale(piece, values)
-        if self.width_knots > 1:
+        if self.width_knots > 1 and not self._undone(piece):
             written = [size for size, role in zip(counts, piece.roles, strict=True) if role == "out"]
             self.gains[piece.key] = Table(torch.zeros(written, dtype=values.dtype), 1.0, self.width_knots, self.widths)
         if self.rank is not None and self._saves(piece, counts):
@@ -113,6 +113,23 @@ class KnotsField(Field):
                     values = to_knots(values, dim, here, counts[dim])
             return Table(values, scale)
         return Table(torch.randn(counts, generator=generator, dtype=values.dtype) * scale, scale)
+
+    def _undone(self, piece: Piece) -> bool:
+        """Whether gains on what is written would do nothing, since a batch norm follows, perhaps after a bias."""
+        written = [dim for dim, role in enumerate(piece.roles) if role == "out"]
+        units = math.prod(piece.full[dim] for dim in written)
+        return any(
+            factor.kind == "scale"
+            and factor.size == units
+            and any(self.spec.tensors[slot.tensor].kind == "norm.running_var" for slot in factor.slots)
+            and all(
+                (slot.block == piece.number and slot.leaf in written)
+                if slot.tensor == piece.tensor
+                else self.spec.tensors[slot.tensor].kind in ("bias", "norm.running_mean", "norm.running_var")
+                for slot in factor.slots
+            )
+            for factor in self.spec.factors
+        )
 
     def _saves(self, piece: Piece, counts: list[int]) -> bool:
         """Whether a product of the rank holds fewer numbers than a table."""

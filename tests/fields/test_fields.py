@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import symmetry
 from metanet.errors import FieldError
-from metanet.fields import Field, KnotsField, MlpField, Sampling, materialise, ordered, sizes_of
+from metanet.fields import Field, KnotsField, MlpField, Sampling, Skeletons, materialise, ordered, sizes_of
 from metanet.fields.fitting import check_range, varying
+from metanet.fields.losses import first_output
 from metanet.fields.mlp import Perceptron
 from metanet.fields.parts import to_knots
 from metanet.morph import importance, to_sizes
@@ -162,6 +163,28 @@ def test_perceptrons_live_at_the_start_and_are_of_the_right_size() -> None:
         nn.init.zeros_(layer.weight)
         nn.init.constant_(layer.bias, -1.0)
     assert part.dead(field.places(piece)) == 1
+
+
+@pytest.mark.parametrize("name", ["conv, batch norm", "resnet", "u-net"])
+def test_only_gains_that_a_norm_undoes_are_left_out(name: str) -> None:
+    model, inputs, spec = subject(name)
+    field = KnotsField(spec, model.state_dict(), COPIES, width_knots=3)
+    skeletons, state = Skeletons(model, spec, inputs), model.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    left_out = 0
+    for piece in field.layout.pieces:
+        whole = field.layout.read(piece, state).shape == state[piece.tensor].shape
+        if not (piece.weighs and whole and piece.roles[0] == "out"):
+            continue
+        gains = 0.5 + torch.rand(piece.full[0], generator=generator, dtype=torch.float64)
+        moved = dict(state)
+        moved[piece.tensor] = state[piece.tensor] * gains.view(-1, *[1] * (len(piece.roles) - 1))
+        one, other = (first_output(skeletons.run(each, {}, inputs, train=True)) for each in (state, moved))
+        change = float((one - other).abs().max() / one.std())
+        # A batch norm adds a small number to the variance, so that very little is left of a gain in front of it.
+        assert change > 1e-3 if piece.key in field.gains else change < 1e-3, (piece.tensor, change)
+        left_out += piece.key not in field.gains
+    assert (left_out > 0) == (name != "u-net")
 
 
 def test_noise_moves_weights_and_draws_average_it() -> None:
