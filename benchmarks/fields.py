@@ -58,13 +58,14 @@ def field_of(variant: str, case: Case, seed: int) -> tuple[Field, FieldSettings]
     spec = symmetry.trace(model, case.architecture().example_inputs())
     generator, state = torch.Generator().manual_seed(seed), model.state_dict()
     small = {"width_knots": case.width_knots, "generator": generator}
-    ours = FieldSettings(steps=2 * case.steps, rate=0.1, decay=0.02, own=0.5, average=0.998)
+    every = {"steps": case.field_steps, "random": case.random}
+    ours = FieldSettings(**every, rate=0.1, decay=0.02, own=0.5, average=0.998)
     if variant == "mlp":
         field: Field = MlpField(spec, state, Sampling("spread", "copies"), hidden=32, blocks=1, **small)
-        return field, FieldSettings(steps=case.steps, rate=0.005, own=0.5, average=0.998)
+        return field, FieldSettings(steps=case.field_steps // 2, random=case.random, rate=0.005, own=0.5, average=0.998)
     if variant == "slimmable":
         field = KnotsField(spec, state, Sampling("cut", "copies"), generator=generator)
-        return field, FieldSettings(steps=2 * case.steps, rate=0.1)
+        return field, FieldSettings(**every, rate=0.1)
     way = "spread" if variant == "knots_spread" else "cut"
     return KnotsField(spec, state, Sampling(way, "copies"), rank=case.rank, normalised=False, **small), ours
 
@@ -113,9 +114,9 @@ def alone(variant: str, case: Case, seed: int, images: Split, shorter: int, pyth
     steps = max(case.steps // shorter, 1)
     if variant != "individual":
         teacher = case.architecture().build(seed)
-        trained(teacher, images, steps, seed)
+        trained(teacher, images, steps, seed, case.rate, case.decay)
     for width in WIDTHS:
-        if variant.startswith("torch_pruning") and width >= 1:
+        if width > case.widest or (variant.startswith("torch_pruning") and width >= 1):
             continue
         if variant.startswith("torch_pruning"):
             import fields_torch_pruning as torch_pruning
@@ -124,7 +125,7 @@ def alone(variant: str, case: Case, seed: int, images: Split, shorter: int, pyth
             model, seconds = torch_pruning.pruned(python, case, teacher, width, images, tuned, seed)
         else:
             model = case.architecture(width).build(seed)
-            seconds = trained(model, images, steps, seed, teacher=teacher)
+            seconds = trained(model, images, steps, seed, case.rate, case.decay, teacher)
         found[f"{width:g}"] = {
             "accuracy": accuracy(model, images),
             "stored": sum(tensor.numel() for tensor in model.state_dict().values()),
@@ -151,29 +152,51 @@ def tidy(case: str, variant: str, seed: int, values: Values) -> list[dict[str, A
 
 
 def table(rows: Sequence[Mapping[str, Any]], case: str, variants: Sequence[str]) -> str:
-    """Accuracy in percent, mean and deviation over seeds, a row for each variant."""
+    """Accuracy in percent, mean and deviation over seeds, a row for each variant; differences from `individual`.
+
+    What is stored and the seconds of training are those of all networks of 25 to 100 % together.
+    """
+    found = {(row["case"], row["variant"], row["metric"], row["seed"]): row["value"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    names = [f"{width:g}" for width in WIDTHS]
 
     def values(variant: str, width: str, metric: str) -> list[float]:
-        return [
-            row["value"]
-            for row in rows
-            if (row["case"], row["variant"], row["metric"]) == (f"{case}/{width}", variant, metric)
-        ]
+        keys = [(f"{case}/{width}", variant, metric, seed) for seed in seeds]
+        return [found[key] for key in keys if key in found]
 
-    names = [f"{width:g}" for width in WIDTHS]
-    lines = [f"{case:<22}" + "".join(f"{name:>12}" for name in names) + f"{'stored':>9}{'train s':>9}{'write ms':>9}"]
+    def cost(variant: str, metric: str) -> str:
+        told = [values(variant, name, metric) for name in names if 0.25 <= float(name) <= 1]
+        told = [each for each in told if each]
+        if not told:
+            return f"{'-':>9}"
+        means = [statistics.mean(each) for each in told]
+        together = variant in ALONE and metric in ("stored", "train_s")
+        return f"{sum(means) if together else means[-1]:>9.{3 if metric.endswith('_ms') else 0}f}"
+
+    heads = {"stored": "stored", "train_s": "train s", "generate_ms": "write ms", "latency_ms": "call ms"}
+    lines = [f"{case:<22}" + "".join(f"{name:>13}" for name in names) + "".join(f"{h:>9}" for h in heads.values())]
     for variant in variants:
         for metric in ("accuracy", "accuracy_estimated"):
             cells = [values(variant, name, metric) for name in names]
-            if not any(cells):
-                continue
-            shown = [
-                f"{100 * statistics.mean(cell):.1f} ± {100 * spread(cell):.1f}" if cell else "-" for cell in cells
-            ]  # fmt: skip
-            label = variant + (" (estimated)" if metric == "accuracy_estimated" else "")
-            extra = [values(variant, "1", name) for name in ("stored", "train_s", "generate_ms")]
-            tail = "".join(f"{statistics.mean(each):>9.1f}" if each else f"{'-':>9}" for each in extra)
-            lines.append(f"{label:<22}" + "".join(f"{text:>12}" for text in shown) + tail)
+            if any(cells):
+                shown = [
+                    f"{100 * statistics.mean(cell):.2f} ± {100 * spread(cell):.2f}" if cell else "-" for cell in cells
+                ]
+                label = variant + (" (estimated)" if metric == "accuracy_estimated" else "")
+                tail = "".join(cost(variant, name) for name in heads) if metric == "accuracy" else ""
+                lines.append(f"{label:<22}" + "".join(f"{text:>13}" for text in shown) + tail)
+    for variant in [name for name in variants if name != "individual"]:
+        shown = []
+        for name in names:
+            pairs = [
+                (f"{case}/{name}", variant, "accuracy", seed)
+                for seed in seeds
+                if all((f"{case}/{name}", each, "accuracy", seed) in found for each in (variant, "individual"))
+            ]
+            gaps = [100 * (found[key] - found[key[0], "individual", *key[2:]]) for key in pairs]
+            shown.append(f"{statistics.mean(gaps):+.2f}" if gaps else "-")
+        if any(text != "-" for text in shown):
+            lines.append(f"{'  ' + variant + ' - ind.':<22}" + "".join(f"{text:>13}" for text in shown))
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ def pruned(
     model.load_state_dict(state)
     seconds = 0.0
     if epochs:
-        seconds = trained(model, images, epochs * len(images.inputs) // 128, seed, rate=1e-3)
+        seconds = trained(model, images, epochs * len(images.inputs) // 128, seed, case.rate / 10, case.decay)
     return model.eval(), seconds
 
 
