@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._score_data import SETS, read_data
-from metanet.errors import ConfigError
+from metanet.errors import ConfigError, clean
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +47,8 @@ def two_parts(architecture: Architecture, data: str, labels: str | None, rows: i
         fitting = [size for size in image_sizes(data) if size * size == numbers]
         images = load_images({"name": data, "size": (fitting or image_sizes(data))[0]})
         inputs = images.pool_images[:rows].reshape(-1, *found.shape[1:])
+        if len(inputs) < 2:
+            raise ConfigError(f"{len(inputs)} inputs", where=data, hint="give at least two")
         return Parts(inputs, images.pool_labels[:rows], found, told, origin)
     if len(found) < 4:
         raise ConfigError(f"{len(found)} inputs", where=data, hint="give at least four")
@@ -82,7 +84,13 @@ def sizes_by_name(text: str) -> dict[str, int]:
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
-        if not name.strip() or not number.strip().lstrip("-").isdigit():
-            raise ConfigError(f"{part!r}", where="--sizes", hint="expected SPACE=N, by commas")
-        found[name.strip()] = int(number)
+        try:
+            size = int(number)
+        except ValueError:
+            size = None
+        if not name.strip() or size is None:
+            raise ConfigError(clean(repr(part), 80), where="--sizes", hint="expected SPACE=N, by commas")
+        if name.strip() in found:
+            raise ConfigError(f"{clean(repr(name.strip()), 80)} is named twice", where="--sizes", hint="once is enough")
+        found[name.strip()] = size
     return found

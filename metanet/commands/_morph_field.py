@@ -66,7 +66,7 @@ class FieldWork:
     def __init__(self, work: Work) -> None:
         from metanet.errors import FieldError
         from metanet.fields import open_field
-        from metanet.fields.fitting import check_sizes, check_spec
+        from metanet.fields.fitting import check_finite, check_sizes, check_spec
 
         self.work, self.folder = work, Path(work.arguments.field)
         self.stored: StoredField = open_field(self.folder)
@@ -76,6 +76,7 @@ class FieldWork:
             field.check_model(work.model)
         except FieldError as error:
             raise FieldError(error.reason, where=self.folder, hint=error.hint) from None
+        check_finite({name: tensor.detach() for name, tensor in field().items()}, self.folder)
         self.spaces = self.stored.spaces
         if work.arguments.spaces is not None:
             check_sizes(field.spec, dict.fromkeys(work.spaces, 1))
@@ -121,6 +122,7 @@ class FieldWork:
 
     def _search(self) -> BudgetSearch:
         from metanet.commands._morph_work import SEARCH_SECONDS
+        from metanet.errors import FieldError
         from metanet.fields.budget import BudgetSearch
         from metanet.fields.judge import Judge
         from metanet.morph import recalibrate
@@ -132,7 +134,10 @@ class FieldWork:
         judge, batches = None, []
         if given.data is not None:
             rows = work.batches[0][0][:MOST_INPUTS]
-            judge = Judge(work.model, rows, None if work.edit_labels is None else work.edit_labels[:MOST_INPUTS])
+            try:
+                judge = Judge(work.model, rows, None if work.edit_labels is None else work.edit_labels[:MOST_INPUTS])
+            except FieldError as error:
+                raise FieldError(error.reason, where="--data", hint=error.hint) from None
             batches = [(part,) for part in rows.split(256) if len(part) > 1] if field.statistics() else []
         self.settled = sum(len(part) for (part,) in batches)
 

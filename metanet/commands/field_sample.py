@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metanet.commands._field_data import add_data_arguments, add_size_arguments, sizes_by_name, two_parts
-from metanet.commands._terminal import count, positive, print_json
+from metanet.commands._terminal import count, not_negative, positive, print_json
 
 if TYPE_CHECKING:
     from metanet.checkpoint import Architecture
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="where it goes; must not exist")
     parser.add_argument("--factory", metavar="MODULE:FUNCTION", help="the network of full width, if no family has it")
     add_data_arguments(parser, needed=False)
-    parser.add_argument("--noise", metavar="SPACINGS", type=float, default=0.0, help="of coordinates (%(default)s)")
+    parser.add_argument(
+        "--noise", metavar="SPACINGS", type=not_negative, default=0.0, help="of coordinates (%(default)s)"
+    )
     parser.add_argument("--draws", metavar="N", type=positive, default=1, help="of the noise, averaged (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=count, default=0, help="of the noise (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -47,13 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from metanet.errors import FieldError
-    from metanet.fields import materialise, open_field, sizes_of
-    from metanet.fields.fitting import check_range, check_sizes
+    from metanet.fields import Skeletons, open_field, sizes_of
+    from metanet.fields.fitting import check_finite, check_numbers, check_range, check_sizes
     from metanet.morph import cost, recalibrate
 
-    if arguments.out.exists():
-        raise FieldError("exists already", where=arguments.out, hint="give a new name")
+    _check_options(arguments)
     stored = open_field(arguments.folder)
     architecture = _architecture(arguments, stored)
     spec = stored.field.spec
@@ -64,21 +64,23 @@ def run(arguments: argparse.Namespace) -> int:
         check_sizes(spec, sizes)
     if not arguments.extrapolate:
         check_range(spec, sizes, stored.widths)
+    check_numbers(spec, sizes)
     model, example = architecture.build().eval(), architecture.example_inputs()
     stored.field.check_model(model)
     generator = torch.Generator().manual_seed(arguments.seed)
     began = time.perf_counter()
     with torch.no_grad():
-        stored.field(None, sizes, arguments.noise, torch.Generator().manual_seed(arguments.seed), arguments.draws)
+        state = stored.field(None, sizes, arguments.noise, generator, arguments.draws)
     milliseconds = 1e3 * (time.perf_counter() - began)
-    made = materialise(
-        stored.field, model, sizes, example, noise=arguments.noise, draws=arguments.draws, generator=generator
-    )
+    check_finite(state, arguments.folder)
+    made = Skeletons(model, spec, example).get(state, sizes).eval()
+    parts = None
+    if arguments.data is not None:
+        parts = two_parts(architecture, arguments.data, arguments.labels, arguments.rows)
     statistics = "none"
     if stored.field.statistics():
         statistics = "stored with the field, interpolated"
-        if arguments.data is not None:
-            parts = two_parts(architecture, arguments.data, arguments.labels, arguments.rows)
+        if parts is not None:
             recalibrate(made, parts.batches())
             statistics = f"estimated on {len(parts.inputs[:2048])} inputs"
     told: dict[str, Any] = {
@@ -98,6 +100,21 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"running statistics: {statistics}")
         print(f"written: {arguments.out}")
     return 0
+
+
+def _check_options(given: argparse.Namespace) -> None:
+    """Whether the options go together, and what will be written can be, before any work is done."""
+    from metanet.errors import ConfigError, FieldError
+
+    for option in ("labels", "rows"):
+        if getattr(given, option) is not None and given.data is None:
+            raise ConfigError(f"--{option} without --data", hint="--data names the inputs for running statistics")
+    if given.draws > 1 and not given.noise:
+        raise ConfigError(f"--draws {given.draws} without --noise", hint="all draws are alike then")
+    if given.out.exists():
+        raise FieldError("exists already", where=given.out, hint="give a new name")
+    if not given.out.absolute().parent.is_dir():
+        raise FieldError("the folder above it does not exist", where=given.out, hint="make it first")
 
 
 def _architecture(arguments: argparse.Namespace, stored: StoredField) -> Architecture:

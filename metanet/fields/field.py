@@ -81,6 +81,8 @@ class Field(nn.Module, abc.ABC):
             sized.update(sizes)
         if draws < 1:
             raise FieldError(f"{draws} draws", hint="expected at least 1")
+        if not 0 <= noise < math.inf:
+            raise FieldError(f"noise {noise}", hint="expected spacings, 0 or more")
         if not noise or draws == 1:
             return self._state(sized, noise, generator)
         found = [self._state(sized, noise, generator) for _ in range(draws)]

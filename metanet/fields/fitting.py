@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+
+from torch import Tensor
 
 from metanet.checkpoint.options import MAX_PARAMETERS
 from metanet.errors import FieldError, PlanError, clean
@@ -12,7 +15,7 @@ from metanet.morph.resize import resized_spec
 from symmetry import Atom, Concat, Fixed, Product, SymmetrySpec
 from symmetry.spaces import Axis
 
-__all__ = ["check_numbers", "check_range", "check_sizes", "check_spec", "sizes_of", "varying"]
+__all__ = ["check_finite", "check_numbers", "check_range", "check_sizes", "check_spec", "sizes_of", "varying"]
 
 
 def check_spec(own: SymmetrySpec, other: SymmetrySpec) -> None:
@@ -103,8 +106,10 @@ def varying(spec: SymmetrySpec, spaces: tuple[str, ...] | None = None) -> tuple[
         FieldError: if there are none; if units are pinned and the user did not choose which others should vary.
     """
     if spaces is not None:
+        if not spaces:
+            raise FieldError("no space shall vary", hint="name some, as metanet inspect shows them")
         check_sizes(spec, dict.fromkeys(spaces, 1))
-        return spaces
+        return tuple(dict.fromkeys(spaces))
     if spec.pinned:
         raise FieldError(
             f"some widths cannot change: {clean(spec.pinned[0], 300)}",
@@ -130,6 +135,19 @@ def sizes_of(spec: SymmetrySpec, width: float, spaces: tuple[str, ...] | None = 
         raise FieldError(error.reason, hint=error.hint) from None
 
 
+def check_finite(state: Mapping[str, Tensor], where: str | os.PathLike[str] = "") -> None:
+    """Whether all numbers that a field has written are numbers.
+
+    Raises:
+        FieldError: with the first tensor that holds others.
+    """
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise FieldError(
+                f"the field writes numbers in {clean(name, 80)} that are not finite", where=where, hint="fit it again"
+            )
+
+
 def check_numbers(spec: SymmetrySpec, sizes: Mapping[str, int]) -> None:
     """Whether a network of these sizes is one that a machine can hold.
 
@@ -138,7 +156,8 @@ def check_numbers(spec: SymmetrySpec, sizes: Mapping[str, int]) -> None:
     """
     numbers = sum(math.prod(info.shape) for info in resized_spec(spec, sizes).tensors.values())
     if numbers > MAX_PARAMETERS:
-        raise FieldError(f"a network of {numbers:,} numbers", hint=f"expected at most {MAX_PARAMETERS:,}")
+        told = f"{numbers:,}" if numbers < 10**15 else "more than 10^15"
+        raise FieldError(f"a network of {told} numbers", hint=f"expected at most {MAX_PARAMETERS:,}")
 
 
 def check_range(spec: SymmetrySpec, sizes: Mapping[str, int], widths: tuple[float, float]) -> None:

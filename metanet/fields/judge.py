@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metanet.errors import FieldError
+from metanet.errors import FieldError, clean
 from metanet.fields.losses import divergence, first_output, task_loss
 from metanet.morph.running import evaluating
 
@@ -58,7 +58,7 @@ class Judge:
         inputs: (count, ...), labels: (count, ...)
 
     Raises:
-        FieldError: without inputs, with another number of labels, or if the outputs of the network are not finite.
+        FieldError: without inputs, with labels that do not fit, or where the network gives no finite outputs.
     """
 
     def __init__(self, teacher: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> None:
@@ -67,7 +67,14 @@ class Judge:
         if labels is not None and len(labels) != len(inputs):
             raise FieldError(f"{len(labels)} labels for {len(inputs)} inputs", hint="give one for each")
         self.inputs, self.labels = inputs, labels
-        self.told = self._run(teacher)
+        try:
+            self.told = self._run(teacher)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = [min(len(inputs), ROWS), *inputs.shape[1:]]
+            raise FieldError(
+                f"the network does not run on inputs {shape}: {type(error).__name__}: {clean(error, 160)}",
+                hint="give inputs for this network",
+            ) from None
         if not bool(self.told.isfinite().all()):
             raise FieldError("the network's outputs are not finite", hint="look at its weights and at the inputs")
         self.classes = labels is None and self.told.ndim == 2 and self.told.shape[1] > 1
@@ -77,6 +84,8 @@ class Judge:
 
     def _check(self, labels: Tensor) -> None:
         shape = list(self.told.shape)
+        if not bool(labels.isfinite().all()):
+            raise FieldError("labels that are not finite", hint="look for NaN and infinity in them")
         if not self.classes:
             if labels.numel() != self.told.numel():
                 raise FieldError(f"labels of shape {list(labels.shape)}, outputs of shape {shape}", hint="give as many")

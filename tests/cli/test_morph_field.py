@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, architecture, seed in (("own", MLP, 0), ("other", MLP, 1), ("narrow", NARROW, 0), ("deep", TANH, 0)):
         state = architecture.build(seed).state_dict()
         metanet.save_checkpoint(folder / f"{name}.safetensors", state, architecture)
+    np.savez(folder / "other.npz", x=np.zeros((8, 7), dtype=np.float32))
     model = MLP.build(0).eval()
     spec = symmetry.trace(model, MLP.example_inputs())
     field = KnotsField(spec, model.state_dict(), Sampling("cut", "copies"), start="fit")
@@ -99,5 +101,32 @@ def test_refusals(folder: Path) -> None:
         ("own", ("--field", "own.safetensors", "--width", "0.5"), ("own.safetensors: manifest.json cannot be read",)),
         ("narrow", (*field, "--width", "0.5"), ("field: layers.1.weight, axis 0: the module has shape [9, 12], the",)),
         ("deep", (*field, "--width", "0.5"), ("layers.2.weight, axis 0", "another architecture")),
+        ("own", (*field, "--sizes", "layers.0=3,layers.0=4"), ("--sizes: 'layers.0' is named twice",)),
+        ("own", (*field, "--sizes", "layers.0=³"), ("--sizes: 'layers.0=³'; expected SPACE=N",)),
+        ("own", (*field, "--width", "0.5", "--data", "other.npz"), ("--data: the network does not run on inputs",)),
     ):  # fmt: skip
         assert within("morph", f"{name}.safetensors", *words, cwd=folder).refuses(*parts)
+
+
+def test_what_sampling_refuses(folder: Path) -> None:
+    half = ("--width", "0.5")
+    for words, part in (
+        (("--width", "1e300", "--extrapolate"), "a network of more than 10^15 numbers; expected at most"),
+        (("--width", "nan"), "width nan; expected a positive number"),
+        ((*half, "--noise", "nan"), "--noise: nan given, expected a number of at least 0"),
+        ((*half, "--draws", "3"), "--draws 3 without --noise"),
+        ((*half, "--rows", "3"), "--rows without --data"),
+        ((*half, "--data", "nowhere.npz"), "nowhere.npz is no file"),
+        ((*half, "--data", "digits", "--rows", "1"), "digits: 1 inputs; give at least two"),
+        ((*half, "--out", "field"), "field: exists already"),
+        ((*half, "--out", "nowhere/half"), "the folder above it does not exist"),
+    ):
+        assert within("field", "sample", "field", "--out", "none", *words, cwd=folder).refuses(part)
+    assert not (folder / "none").exists()
+    stored = open_field(folder / "field")
+    with torch.no_grad():
+        next(stored.field.parameters()).view(-1)[0] = float("nan")
+    save_field(folder / "broken", stored)
+    for words in (("field", "sample", "broken", "--out", "none"), ("morph", "own.safetensors", "--field", "broken")):
+        told = within(*words, *half, cwd=folder)
+        assert told.refuses("broken: the field writes numbers in layers.0.weight that are not finite")

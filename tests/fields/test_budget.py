@@ -228,6 +228,7 @@ def test_verdicts_are_what_they_say() -> None:
         (labels + 1, "from 1 to 3, outputs of shape"),
         (labels[:, None], "expected classes"),
         (values[:, :2], "labels of shape"),
+        (values / 0, "labels that are not finite"),
     ):
         with pytest.raises(FieldError, match=message):
             Judge(a, x, given)

@@ -215,6 +215,12 @@ def test_refusals() -> None:
     with pytest.raises(FieldError, match="--extrapolate"):
         check_range(spec, sizes_of(spec, 2.0), (0.25, 1.0))
     check_range(spec, sizes_of(spec, 1.0), (0.25, 1.0))
+    with pytest.raises(FieldError, match="no space shall vary"):
+        varying(spec, ())
+    assert varying(spec, (first, first)) == (first,)
+    for noise in (float("nan"), -1.0):
+        with pytest.raises(FieldError, match=f"noise {noise}"):
+            field(spec, None, noise)
     other = subject("resnet")[2]
     with pytest.raises(FieldError, match="another architecture"):
         field(other)
