@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from metanet.checkpoint.factory import FactoryArchitecture
 from metanet.errors import FieldError, MetanetError
 from metanet.fields import StoredField, certify, open_field, quantised, save_field
 from metanet.fields.folder import ARCHITECTURE, CERTIFICATES, FIELD, MANIFEST, WEIGHTS, _facts, packed
+from metanet.io import umask
 from tests.fields.test_folder import ARCHITECTURE as NETWORK
 from tests.fields.test_folder import stored
 
@@ -110,7 +113,33 @@ def test_the_manifest_is_the_last_file_and_the_folder_all_or_nothing(
     monkeypatch.setattr(module, "write_json_atomic", full)
     with pytest.raises(FieldError, match=r"cannot be written \(No space left on device\)"):
         save_field(tmp_path / "other", whole)
+
+    def stuck(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(module, "write_json_atomic", write)
+    monkeypatch.setattr(module.os, "rename", stuck)
+    with pytest.raises(FieldError, match="cannot be written"):
+        save_field(tmp_path / "other", whole)
     assert {path.name for path in tmp_path.iterdir()} == {"field"}
+
+
+def test_others_may_read_it_and_no_file_names_code(whole: StoredField, tmp_path: Path) -> None:
+    user = FactoryArchitecture(lambda: (NETWORK.build(1), NETWORK.example_inputs()))
+    own = dataclasses.replace(whole, architecture=user)
+    folder = save_field(tmp_path / "field", own)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask()
+    assert not (folder / ARCHITECTURE).exists()
+    assert open_field(folder).architecture is None
+
+
+def test_kinds_and_sizes_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metanet.fields.folder.MAX_PARAMETERS", 500)
+    one_line(folder, "a network of 974 numbers; expected at most 500")
+    monkeypatch.undo()
+    told = json.loads((folder / FIELD).read_text())
+    forge(folder, FIELD, json.dumps(told | {"kind": "magic"}).encode())
+    one_line(folder, "unknown kind of field 'magic'; there are knots, mlp")
 
 
 def test_what_cannot_be_saved(whole: StoredField, tmp_path: Path) -> None:
