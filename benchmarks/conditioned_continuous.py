@@ -48,8 +48,8 @@ from metanet.tasks.morph_model import MorphModel
 from metanet.tasks.morph_task import divergence
 
 SHARES = (2.0, 1.0, 0.75, 0.5, 0.25)
-STEPS, QUICK_STEPS = 1500, 60
-BATCH, IMAGES, INPUTS = 16, 192, 256  # networks, images and inputs beside the probes in a step
+STEPS, QUICK_STEPS = 1200, 60
+BATCH, IMAGES, INPUTS = 12, 128, 128  # networks, images and inputs beside the probes in a step
 LEAST, MOST = 0.2, 1.0
 RATE, FLOOR = 2e-3, 0.01
 NETWORKS, SCORED = 60, 2000

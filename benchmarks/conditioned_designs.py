@@ -42,7 +42,7 @@ class Slots(nn.Module):
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         self.steps = nn.ModuleList(perceptron(2 * width, width, width) for _ in range(looks))
         self.weight = nn.Linear(width, 1)
-        self.sharp = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.sharp = nn.Parameter(torch.tensor([0.0, 0.5]))
 
     def forward(self, seen: Seen, count: int) -> tuple[Tensor, Tensor]:
         batch, units, width = seen.features.shape
