@@ -51,6 +51,7 @@ class Work:
         self.timings: dict[nn.Module, Timing] = {}
         self._read_inputs()
         self.ridge = 1e-3
+        self.predicted: Compensation | None = None
         if arguments.predict is not None:
             self._predict()
         self.spaces = resizable(self.spec)
@@ -96,8 +97,9 @@ class Work:
         given = self.arguments
         if given.no_compensation:
             raise ConfigError("--predict with --no-compensation", hint="what is predicted serves to make up for units")
-        made = MorphModel.open(given.predict).inputs(self.model, self.spec, self.example[0])
-        self.batches, self.ridge = [(made.inputs,)], float(made.ridge)
+        predictor = MorphModel.open(given.predict)
+        self.predicted = predictor.compensation(self.model, self.spec, self.example[0], rounds=given.rounds)
+        self.batches, self.ridge = [tuple(batch) for batch in self.predicted.batches or ()], self.predicted.ridge
 
     def compare(self, model: nn.Module, full: bool) -> Preservation:
         """The score of an edited network."""
@@ -174,6 +176,8 @@ class Work:
         """How the readers of dropped units are refitted."""
         from metanet.morph import Compensation
 
+        if self.predicted is not None:
+            return self.predicted
         return None if self.arguments.no_compensation else Compensation(
             self.batches, ridge=self.ridge, rounds=self.arguments.rounds
         )

@@ -1,5 +1,6 @@
 """How does one continuous field hold a network at every width? ``field(spec, sizes) -> state``."""
 
+from metanet.fields.conditioned import ConditionedField
 from metanet.fields.descriptor import DescriptorField, Task, train_family
 from metanet.fields.distil import Recipe, certify, distil
 from metanet.fields.field import Field
@@ -15,6 +16,7 @@ from metanet.fields.statistics import estimate
 from metanet.fields.training import Training, train
 
 __all__ = [
+    "ConditionedField",
     "DescriptorField",
     "Field",
     "FieldSettings",

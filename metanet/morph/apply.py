@@ -161,7 +161,7 @@ def apply(
         function = Function(work, inputs, here)
     if compensation is not None and compensation.rounds and compensation.batches is not None:
         work = copy.deepcopy(work)
-        refine(wide, work, compensation.batches, compensation.rounds)
+        refine(wide, work, [*compensation.batches, *compensation.more], compensation.rounds)
     error = first.error(work)
     work = _rounded(work, source_state)
     if batch_norm_data is not None:

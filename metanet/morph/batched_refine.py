@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metanet.morph.batched import Masked, Stacked, State
 
-__all__ = ["descended", "refined"]
+__all__ = ["descended", "may_move", "refined"]
 
 _SIZES = (1.0, 0.5, 0.25, 0.1)
 Direction = dict[str, Tensor]
@@ -54,7 +54,7 @@ def refined(
     Shapes:
         states (B, ...), masks (B, units)
     """
-    free = _free(masked, narrowed, masks)
+    free = may_move(masked, narrowed, masks)
     with torch.no_grad():
         target = masked.outputs(whole, inputs, own).log_softmax(-1)
     return descended(masked, narrowed, target, inputs, free, rounds, products, damping, own)
@@ -140,11 +140,18 @@ def _step(
     # Conjugate gradients for all networks at once; one that is done stands still.
     solution = {name: torch.zeros_like(value) for name, value in gradient.items()}
     rest, direction = dict(gradient), dict(gradient)
+    seen: list[Direction] = []
     for _ in range(products):
+        root = size.sqrt().clamp_min(1e-30)
+        seen.append({n: value / _wide(root, value) for n, value in rest.items()})
         product = {n: value + _wide(level, value) * direction[n] for n, value in curved(direction).items()}
         length = size / _dot(direction, product).clamp_min(1e-30)
         solution = {n: value + _wide(length, value) * direction[n] for n, value in solution.items()}
         rest = {n: value - _wide(length, value) * product[n] for n, value in rest.items()}
+        # Rounding grows from product to product, by many orders, unless residuals are kept at right angles.
+        for one in seen:
+            share = _dot(rest, one)
+            rest = {n: value - _wide(share, value) * one[n] for n, value in rest.items()}
         after = _dot(rest, rest)
         ratio = after / size.clamp_min(1e-30)
         direction = {n: value + _wide(ratio, value) * direction[n] for n, value in rest.items()}
@@ -152,7 +159,7 @@ def _step(
     return solution
 
 
-def _free(masked: Masked, states: State, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def may_move(masked: Masked, states: State, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What of each reading may move: nothing is ever read of units that are gone."""
     found: dict[str, Tensor] = {}
     for space, mask in masks.items():

@@ -55,6 +55,7 @@ class Compensation:
         rounds: of Gauss-Newton on all weights that are left, when everything else is done, down the divergence of the
             class probabilities on the batches; see :func:`metanet.morph.refine.refine`. Needs batches; for outputs
             that are logits of classes.
+        more: further argument lists that rounds look at beside the batches.
     """
 
     batches: Sequence[Sequence[Any]] | None = None
@@ -62,6 +63,7 @@ class Compensation:
     ridge: float = 1e-3
     sequential: bool = True
     rounds: int = 0
+    more: Sequence[Sequence[Any]] = ()
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or (self.rounds and self.batches is None):

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from metanet.errors import TaskError, TrainError
+from metanet.fields import ConditionedField
 from metanet.morph import Compensation
 from metanet.morph.batched import Stacked
+from metanet.tasks.crossing import crossed
 from metanet.tasks.morph_task import FORMAT, MORPH_NAME, MorphTask
 from metanet.tasks.virtual import Virtual, VirtualInputs
 from metanet.train import Artefact
 from symmetry import SymmetrySpec
 
 __all__ = ["MorphModel"]
+
+_SEED = 7
 
 
 class MorphModel:
@@ -91,7 +95,7 @@ class MorphModel:
         return Virtual(inputs.reshape(-1, *shape).to(dtype), made.ridge, own=False)
 
     def compensation(
-        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, sequential: bool = True
+        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, sequential: bool = True, rounds: int = 0
     ) -> Compensation:
         """How the readers of dropped units are refitted, and with `Compensation.batches` how units are chosen.
 
@@ -100,12 +104,42 @@ class MorphModel:
             spec: its spec.
             example: one batch of what it reads.
             sequential: see :class:`metanet.morph.Compensation`.
+            rounds: see there; they also look at the inputs joined with each other (:mod:`metanet.tasks.crossing`).
 
         Raises:
             TaskError: The network reads something else than what the predictor was trained for.
         """
         made = self.inputs(model, spec, example)
-        return Compensation([(made.inputs,)], ridge=float(made.ridge), sequential=sequential)
+        more = [(self.joined(made.inputs),)] if rounds else []
+        return Compensation([(made.inputs,)], ridge=float(made.ridge), sequential=sequential, rounds=rounds, more=more)
+
+    def field(
+        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, rounds: int = 8, gauge: str | None = "balanced"
+    ) -> ConditionedField:
+        """The network at any width, made from its weights alone.
+
+        Args:
+            model: the network.
+            spec: its spec.
+            example: one batch of what it reads.
+            rounds: see :class:`metanet.fields.ConditionedField`.
+            gauge: see there.
+
+        Raises:
+            TaskError: The network reads something else than what the predictor was trained for.
+        """
+        made = self.inputs(model, spec, example)
+        more = (self.joined(made.inputs),) if rounds else ()
+        return ConditionedField(model, spec, (example,), (made.inputs,), more, float(made.ridge), rounds, gauge)
+
+    def joined(self, inputs: Tensor) -> Tensor:
+        """Inputs joined with each other; always the same.
+
+        Shapes:
+            (n, *input) -> the same
+        """
+        images = inputs.reshape(-1, *self.shape)
+        return crossed(images, torch.Generator().manual_seed(_SEED)).reshape(inputs.shape)
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:

@@ -20,6 +20,7 @@ from metanet.morph.batched import Masked
 from metanet.morph.batched_refit import input_moments
 from metanet.morph.orders import kept_of, obs_orders, reader_grams
 from metanet.tasks.morph_data import MorphData, MorphGroup
+from metanet.tasks.morph_path import gradient_gap
 from metanet.tasks.options import check_ranges, task_options
 from metanet.tasks.virtual import Virtual, VirtualInputs
 from metanet.train import Extras, Monitor
@@ -29,6 +30,7 @@ __all__ = ["MORPH_NAME", "SHARES", "MorphTask", "divergence", "masks_for", "meas
 MORPH_NAME, FORMAT = "morph.json", "metanet.morph-predictor/1"
 SHARES = (0.75, 0.5, 0.25)  # of the units of every space, at which predictors are compared
 _CHUNK = 32
+_MORE = 4  # times as many images for gradients: those of a whole set are wanted
 
 Masks = dict[str, Tensor]
 Moments = dict[str, tuple[Tensor, Tensor]]
@@ -81,6 +83,7 @@ class MorphTask:
         floor: added to the divergence before its logarithm is taken: what is smaller does not count.
         moments: weight of a second loss: how far means and covariances of what weights read are from those on
             images.
+        gradients: weight of a third: how far the gradient that rounds follow is from that on images.
         validated: networks of each group on which an epoch is judged, at most.
     """
 
@@ -95,6 +98,7 @@ class MorphTask:
     random: float = 0.25
     floor: float = 0.01
     moments: float = 0.0
+    gradients: float = 0.0
     validated: int = 32
 
     def __post_init__(self) -> None:
@@ -109,6 +113,7 @@ class MorphTask:
                 ("random", 0 <= self.random <= 1, "a share from 0 to 1"),
                 ("floor", 0 < self.floor < math.inf, "above 0"),
                 ("moments", 0 <= self.moments < math.inf, "0 or more"),
+                ("gradients", 0 <= self.gradients < math.inf, "0 or more"),
                 ("validated", self.validated >= 1, "1 or more"),
             ),
         )
@@ -174,6 +179,10 @@ class MorphTask:
             with torch.no_grad():
                 true = _moments(masked, states, Virtual(drawn, virtual.ridge, own=False))
             loss = loss + self.moments * _far(moments, true)
+        if self.gradients:
+            more = images[torch.randint(len(images), (_MORE * self.images,), generator=generator)]
+            gap = gradient_gap(masked, states, virtual.inputs, more, masks, virtual.ridge, generator, virtual.own)
+            loss = loss + self.gradients * gap
         if isinstance(model, VirtualInputs) and model.kinds > 1:
             told = model.told(masked, group.item.spec, states, images.shape[1:])
             loss = loss + nn.functional.cross_entropy(told, torch.full((len(told),), kind))
