@@ -178,8 +178,10 @@ class Work:
 
         if self.predicted is not None:
             return self.predicted
-        return None if self.arguments.no_compensation else Compensation(
-            self.batches, ridge=self.ridge, rounds=self.arguments.rounds
+        return (
+            None
+            if self.arguments.no_compensation
+            else Compensation(self.batches, ridge=self.ridge, rounds=self.arguments.rounds)
         )
 
     def narrowing(self, ratio: float) -> Plan:
