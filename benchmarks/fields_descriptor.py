@@ -58,6 +58,7 @@ WIDTHS = (0.25, 0.5, 0.75, 1.0)
 APART = 30  # degrees between trained angles
 STEPS, QUICK_STEPS = {"field": 3000, "network": 1000}, {"field": 250, "network": 150}
 MOVES = 6
+RATES = {"descriptor": 0.02, "single": 0.1}  # the best of .01 to .05, and of .02 to .2
 FIELDS = ("descriptor", "single")
 VARIANTS = (*FIELDS, "nearest", "individual")
 Values = dict[str, dict[str, float]]  # by width and metric
@@ -104,7 +105,7 @@ def by_field(variant: str, seed: int, steps: int, held_out: bool, moves: int) ->
     # Without products the single field can write any network: more numbers would not help it.
     rank = CASE.rank if variant == "descriptor" else None
     knots = {"rank": rank, "width_knots": CASE.width_knots, "normalised": False, "generator": generator}
-    settings = FieldSettings(steps=steps, rate=0.02, decay=0.02, own=0.5, average=0.998)
+    settings = FieldSettings(steps=steps, rate=RATES[variant], decay=0.02, own=0.5, average=0.998)
     angles = range(0, 360, APART)
     sampling = Sampling("cut", "copies")
     began = time.process_time()
