@@ -102,6 +102,8 @@ def materialise(
     Raises:
         FieldError: if the model is of another architecture, or sizes are impossible.
     """
+    if not example_inputs:
+        raise FieldError("no example inputs", hint="give one entry per argument of the network's forward")
     field.check_model(model)
     sizes = dict(sizes or {})
     with torch.no_grad():

@@ -119,6 +119,8 @@ def test_a_spec_of_another_width_asks_for_that_width() -> None:
     assert {name: tuple(value.shape) for name, value in field(half).items()} == {
         name: info.shape for name, info in half.tensors.items()
     }
+    with pytest.raises(FieldError, match="no example inputs"):
+        materialise(field, MODEL, {"0": 4})
     # What is named beside it counts more.
     assert tuple(field(half, {"0": 2})["2.weight"].shape) == (3, 2)
     longer = symmetry.trace(nn.Sequential(*MODEL, nn.Tanh(), nn.Linear(3, 3)).eval(), EXAMPLE)
