@@ -200,6 +200,36 @@ def test_a_stack_is_measured_as_one_network_is_morphed(data) -> None:
     assert float(stacked["kl"][0]) == pytest.approx(float(expected), rel=2e-3)
 
 
+def test_a_predictor_conditions_a_field(trained, data) -> None:
+    predictor, group = MorphModel.open(trained), data.groups[0]
+    place = int(group.part("test")[0])
+    model = MLP.build().double()
+    model.load_state_dict({name: value[place].double() for name, value in group.item.states.items()})
+    spec, example = group.item.spec, group.item.test_images[:7].double()
+    inputs = predictor.inputs(model, spec, example).inputs
+    joined = predictor.joined(inputs)
+    assert joined.shape == inputs.shape
+    assert not torch.equal(joined, inputs)
+    assert torch.equal(joined, predictor.joined(inputs))
+    field = predictor.field(model, spec, example, rounds=3)
+    made, wide = field.network({"layers.0": 6, "layers.1": 5}), field.network({"layers.0": 30})
+    compensation = predictor.compensation(model, spec, example, rounds=3)
+    assert torch.equal(compensation.more[0][0], joined)
+    plan = morph.narrow_by_obs(model, spec, {"layers.0": 6, "layers.1": 5}, [(inputs,)], compensation.ridge)
+    with torch.no_grad():
+        x = group.item.test_images.double()
+        assert torch.allclose(wide(x), model(x), atol=1e-9)
+        plain = predictor.compensation(model, spec, example)
+        still = morph.apply(plan, model, (example,), spec=spec, compensation=plain).model
+        seen = torch.cat([inputs, joined])
+        far = [float(divergence(model(seen)[None], each(seen)[None])) for each in (made, still)]
+    assert far[0] < 0.9 * far[1]
+    # What rounds see beside the inputs is what they move on.
+    given = predictor.field(model, spec, example, rounds=0)
+    assert not given.more
+    assert field.more
+
+
 def test_a_predictor_narrows_a_network_from_its_weights(trained, data) -> None:
     predictor = MorphModel.open(trained)
     group = data.groups[0]
