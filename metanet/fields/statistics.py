@@ -50,16 +50,22 @@ def estimate(
     count = len(first.table) if first.varies else 1
     low, high = first.widths
     ratios = [low + (high - low) * number / (count - 1) for number in range(count)] if count > 1 else [width]
-    for number, ratio in enumerate(ratios):
-        sizes = sizes_of(field.spec, ratio, spaces)
+    # The widest first: units that a narrower network of a cut field does not have keep the statistics of the next wider
+    # one. Their neighbours say nothing of them, and widths between both tables mix the two.
+    for number in reversed(range(len(ratios))):
+        sizes = sizes_of(field.spec, ratios[number], spaces)
         measured = _measured(field, skeletons, batches, sizes)
         for piece in pieces:
             table = field.parts[piece.key].get_buffer("table")
             target = table[number] if count > 1 else table
-            values = field.layout.read(piece, measured, sizes)
+            values = field.layout.read(piece, measured, sizes).to(table)
             for dim, here in enumerate(field.places(piece, sizes)):
                 if here is not None:
-                    values = to_knots(values, dim, here, target.shape[dim])
+                    knots = target.shape[dim]
+                    values = to_knots(values, dim, here, knots)
+                    if field.sampling.way == "cut" and number + 1 < count:
+                        missing = (here.hats(knots).sum(0) == 0).nonzero().flatten()
+                        values = values.index_copy(dim, missing, table[number + 1].index_select(dim, missing))
             target.copy_(values)
     return count
 

@@ -83,6 +83,12 @@ def test_every_width_learns_and_statistics_come_with_the_field(trained: tuple[Kn
         assert right(field, skeletons, width) == right(field, skeletons, width, estimated=True)
     assert right(field, skeletons, 1.0) > 0.9 > before[1]
     assert right(field, skeletons, 0.5, estimated=True) > 0.8
+    # 2, 4 and 6 units: those that the narrower network does not have keep the statistics of the next wider one.
+    table = field.parts[field.statistics()[-1].key].get_buffer("table")
+    assert torch.equal(table[0, 2:4], table[1, 2:4])
+    assert torch.equal(table[:2, 4:], table[2:, 4:].expand(2, 2))
+    assert not torch.equal(table[0, :2], table[1, :2])
+    assert not torch.equal(table[1, :4], table[2, :4])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(spec: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
