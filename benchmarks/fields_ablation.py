@@ -57,6 +57,7 @@ class Setting:
         losses: settings of the training.
         draws: see `DRAWS`.
         taught: whether the field starts from a trained network.
+        mixed: sums of two inputs for each input, to learn on where there is a teacher alone.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     draws: int = 0
     taught: bool = True
+    mixed: int = 0
 
     def but(self, **changes: Any) -> Setting:
         """The same with some things changed: settings of the training, options of the field, or what stands here."""
@@ -133,6 +135,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "targets and teacher": {"task": 0.5, "distil": 0.5},
         "targets and own teacher": {"task": 1.0, "distil": 0.0, "own": 0.5},
         "+ own teacher": {"own": 0.5},
+        "+ mixed inputs": {"mixed": 3},
         "no random width": {"random": 0},
         "no full width": {"full": False},
         "no narrowest": {"lowest": False},
@@ -168,9 +171,8 @@ def measured(case: Case, setting: Setting, teacher: nn.Module, images: Split, st
     spec = symmetry.trace(model, example)
 
     def fitted(settings: FieldSettings) -> Any:
-        recipe = Recipe(
-            setting.kind, setting.options, Sampling(setting.way, "copies"), setting.order, settings, seed
-        )  # fmt: skip
+        sampling = Sampling(setting.way, "copies")
+        recipe = Recipe(setting.kind, setting.options, sampling, setting.order, settings, setting.mixed, seed)
         return distil(model, spec, example, Training(images.inputs, images.labels), recipe)
 
     def read(stored: Any, draws: int, noise: float) -> dict[str, float]:

@@ -132,13 +132,26 @@ def by_morph(case: Case, teacher: nn.Module, images: Split, seed: int) -> dict[s
     return {"morph": found | {"": {"stored": numbers, "bytes": 4 * numbers, "train_s": time.process_time() - began}}}
 
 
-def measured(case: Case, images: Split, seed: int, shorter: int, teacher: nn.Module) -> dict[str, Values]:
-    """All variants of one seed."""
-    return (
-        by_field(case, teacher, images, seed, shorter)
-        | individually(case, teacher, images, seed, shorter)
-        | by_morph(case, teacher, images, seed)
-    )
+def parts(case: Case, images: Split, seed: int, shorter: int, folder: Path, told: str) -> dict[str, Values]:
+    """All variants of one seed, from the folder where they are there already."""
+    teacher = case.architecture().build(seed)
+    makers = {
+        "field": lambda: by_field(case, teacher, images, seed, shorter),
+        "individual": lambda: individually(case, teacher, images, seed, shorter),
+        "morph": lambda: by_morph(case, teacher, images, seed),
+    }
+    files = {name: folder / f"{told}-{name}-{shorter}.json" for name in makers}
+    missing = [name for name, file in files.items() if not file.exists()]
+    if missing:
+        trained(teacher, images, case.steps // shorter, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in missing:
+        write_json_atomic(files[name], makers[name]())
+        print(f"{told} {name}: done", file=sys.stderr, flush=True)
+    found: dict[str, Values] = {}
+    for file in files.values():
+        found |= json.loads(file.read_text())
+    return found
 
 
 def tidy(case: str, seed: int, found: Mapping[str, Values]) -> list[dict[str, Any]]:
@@ -206,14 +219,8 @@ def main() -> None:
     for name in cases:
         case, images = CASES[name], split(CASES[name], arguments.held_out)
         for seed in seeds:
-            file = arguments.folder / f"{name}-{seed}{'-held' if arguments.held_out else ''}-{shorter}.json"
-            if not file.exists():
-                teacher = case.architecture().build(seed)
-                trained(teacher, images, case.steps // shorter, seed)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_json_atomic(file, measured(case, images, seed, shorter, teacher.eval()))
-            rows += tidy(name, seed, json.loads(file.read_text()))
-            print(f"{name} seed {seed}: done", file=sys.stderr, flush=True)
+            told = f"{name}-{seed}{'-held' if arguments.held_out else ''}"
+            rows += tidy(name, seed, parts(case, images, seed, shorter, arguments.folder, told))
         print(table(rows, name), flush=True)
     if arguments.json is not None:
         write_json_atomic(arguments.json, rows)

@@ -66,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", metavar="RATE", type=above_zero, help="highest learning rate (0.03; for --kind mlp 0.005)"
     )
     parser.add_argument(
+        "--mixed", metavar="N", type=count, default=3, help="sums of two inputs to learn on, for each (%(default)s)"
+    )
+    parser.add_argument(
         "--noise", metavar="SPACINGS", type=not_negative, default=0.0, help="of coordinates (%(default)s)"
     )
     parser.add_argument(
@@ -183,7 +186,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     settings = replace(
         SETTINGS, steps=arguments.steps, rate=rate, low=arguments.low, high=arguments.high, noise=arguments.noise
     )
-    return Recipe(arguments.kind, options, Sampling(arguments.way, "copies"), arguments.order, settings, arguments.seed)
+    sampling = Sampling(arguments.way, "copies")
+    return Recipe(arguments.kind, options, sampling, arguments.order, settings, arguments.mixed, arguments.seed)
 
 
 def _widths(stored: StoredField) -> list[float]:

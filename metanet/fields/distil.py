@@ -42,6 +42,8 @@ __all__ = ["Recipe", "certify", "distil"]
 MOST_INPUTS = 2048
 # Chosen on held-out images, perceptrons on MNIST and convolutions with batch norm on digits (benchmarks/README.md).
 SETTINGS = FieldSettings(steps=3000, rate=0.03, task=0.0, distil=1.0, average=0.995)
+# Numbers that inputs and mixed inputs hold together, at most.
+MOST_NUMBERS = 1 << 28
 OPTIONS: Mapping[str, Any] = MappingProxyType({"width_knots": 7})
 
 
@@ -56,10 +58,13 @@ class Recipe:
         order: of the units: see :mod:`metanet.fields.order`; ``None``: ``importance`` for coordinates that are cut,
             ``smooth`` for those that are spread.
         settings: of the training.
+        mixed: so many sums of two inputs for each input, with random shares, to be taught on as well: the teacher
+            knows its training inputs too well to say much by them (Zhang et al. 2018; Beyer et al. 2022, function
+            matching). None where there are targets to learn, or inputs are whole numbers.
         seed: of everything that is drawn.
 
     Raises:
-        FieldError: for an unknown kind.
+        FieldError: for an unknown kind, or less than no mixed inputs.
     """
 
     kind: str = "knots"
@@ -67,11 +72,14 @@ class Recipe:
     sampling: Sampling = field(default_factory=lambda: Sampling("cut", "copies"))
     order: str | None = None
     settings: FieldSettings = SETTINGS
+    mixed: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise FieldError(f"kind of field {self.kind!r}", hint=f"expected one of {', '.join(KINDS)}")
+        if self.mixed < 0:
+            raise FieldError(f"mixed={self.mixed}", hint="expected 0 or more")
 
 
 def distil(
@@ -113,9 +121,10 @@ def distil(
     generator = torch.Generator().manual_seed(recipe.seed)
     made = KINDS[recipe.kind](spec, found.state, recipe.sampling, generator=generator, **options)
     skeletons = Skeletons(teacher, spec, example_inputs)
-    history = train(
-        made, skeletons, replace(data, teacher=teacher, spaces=spaces), settings, recipe.seed, state_file, progress
-    )
+    taught = replace(data, teacher=teacher, spaces=spaces)
+    if not settings.task:
+        taught = replace(taught, inputs=_mixed(data.inputs, recipe.mixed, generator), targets=None)
+    history = train(made, skeletons, taught, settings, recipe.seed, state_file, progress)
     batches = [(rows,) for rows in data.inputs[:MOST_INPUTS].split(max(settings.batch, 256)) if len(rows) > 1]
     estimate(made, skeletons, batches, spaces)
     made.fold()
@@ -125,6 +134,7 @@ def distil(
         "order": order,
         "variation": [found.before, found.after],
         "inputs": len(data.inputs),
+        "mixed": recipe.mixed,
         "last": history[-1] if history else {},
         "stored": made.stored,
     }
@@ -132,9 +142,18 @@ def distil(
     return StoredField(made, (settings.low, widest), spaces, architecture, record)
 
 
+def _mixed(inputs: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """The inputs, and sums of two of them with random shares. Shapes: (n, ...) -> at most ((1 + number) n, ...)."""
+    if not inputs.is_floating_point():
+        return inputs
+    found = [inputs]
+    for _ in range(min(number, MOST_NUMBERS // max(inputs.numel(), 1) - 1)):
+        share = torch.rand(len(inputs), *[1] * (inputs.ndim - 1), generator=generator).to(inputs)
+        found.append(share * inputs + (1 - share) * inputs[torch.randperm(len(inputs), generator=generator)])
+    return torch.cat(found)
+
+
 def _check_widths(spec: SymmetrySpec, settings: FieldSettings, spaces: tuple[str, ...]) -> None:
-    if not spaces:
-        raise FieldError("no space varies", hint="name one at least")
     if settings.low >= 1:
         raise FieldError(
             f"narrowest width {settings.low:g}", hint="expected below 1: wider networks come without training"

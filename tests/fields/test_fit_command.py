@@ -127,5 +127,5 @@ def test_full_width_is_always_within_the_range() -> None:
     data = Training(torch.tensor(X, dtype=torch.float32))
     settings = SETTINGS.from_json({**SETTINGS.to_json(), "steps": 1, "high": 0.5})
     assert distil(model, spec, example, data, Recipe(settings=settings)).widths == (0.25, 1.0)
-    with pytest.raises(FieldError, match="no space varies"):
+    with pytest.raises(FieldError, match="no space shall vary"):
         distil(model, spec, example, Training(data.inputs, spaces=()), Recipe(settings=settings))

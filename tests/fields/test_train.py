@@ -25,6 +25,7 @@ from metanet.fields import (
     sizes_of,
     train,
 )
+from metanet.fields.distil import _mixed
 from metanet.fields.losses import divergence, reconstruction, task_loss
 from metanet.morph import recalibrate
 
@@ -160,6 +161,25 @@ def test_a_network_becomes_a_field(spec: metanet.symmetry.SymmetrySpec) -> None:
     assert found["0.5"].after["parameters"] < found["0.5"].before["parameters"]
 
 
+def test_mixed_inputs_lie_between_two_of_them(spec: metanet.symmetry.SymmetrySpec) -> None:
+    inputs = torch.eye(5)
+    found = _mixed(inputs, 2, torch.Generator().manual_seed(0))
+    assert found.shape == (15, 5)
+    assert torch.equal(found[:5], inputs)
+    assert torch.allclose(found.sum(1), torch.ones(15))
+    assert bool(((found > 0).sum(1) <= 2).all())
+    assert bool(((found[5:] > 0).sum(1) == 2).any())
+    assert torch.equal(_mixed(inputs.long(), 2, torch.Generator()), inputs.long())
+    # They are taught on, and not where there are targets to learn.
+    model = CNN.build(0).eval()
+    weights = []
+    for mixed, task in ((0, 0.0), (2, 0.0), (0, 1.0), (2, 1.0)):
+        recipe = Recipe(settings=FieldSettings(steps=2, batch=16, task=task, distil=1.0), mixed=mixed)
+        weights.append(distil(model, spec, EXAMPLE, Training(INPUTS, LABELS), recipe).field()["head.weight"])
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
+
+
 def test_refusals(spec: object) -> None:
     field, skeletons = fresh(spec)
     for told, settings, message in (
@@ -180,6 +200,8 @@ def test_refusals(spec: object) -> None:
     ):
         with pytest.raises(FieldError):
             FieldSettings(**options)  # type: ignore[arg-type]
+    with pytest.raises(FieldError, match="mixed=-1"):
+        Recipe(mixed=-1)
     assert FieldSettings.from_json(SETTINGS.to_json()) == SETTINGS
     with pytest.raises(FieldError, match="unknown setting 'stepz'"):
         FieldSettings.from_json({"stepz": 3})
