@@ -17,7 +17,7 @@ from metanet.fields.field import start_scale
 from metanet.fields.fitting import check_range, check_spec
 from metanet.fields.losses import divergence, magnitude, reconstruction, task_loss
 from metanet.fields.mlp import Perceptron
-from metanet.fields.parts import Product, Table
+from metanet.fields.parts import Product, Table, to_knots
 from metanet.morph import importance
 from metanet.morph.resize import resized_spec
 from symmetry import SymmetrySpec
@@ -73,6 +73,11 @@ def test_interpolation_is_that_of_numpy() -> None:
         assert places.shares.tolist() == pytest.approx([8 / size if spacing == size else 1.0] * size)
 
 
+def test_knots_that_no_unit_reads_are_like_the_nearest() -> None:
+    few, values = Sampling("cut").places(3, 12), torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    assert torch.allclose(to_knots(values, 0, few, 12), torch.tensor([1.0, 2.0, *[4.0] * 10], dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("way", "size", "spacing"), [("cut", 4, 8), ("spread", 4, 4), ("cut", 16, 16)])
 def test_units_stray_by_half_a_spacing_to_either_side(way: str, size: int, spacing: int) -> None:
     generator, still = torch.Generator().manual_seed(0), Sampling(way).places(size, 8).positions
@@ -124,8 +129,15 @@ def test_a_spec_of_another_width_asks_for_that_width() -> None:
     # What is named beside it counts more.
     assert tuple(field(half, {"0": 2})["2.weight"].shape) == (3, 2)
     longer = symmetry.trace(nn.Sequential(*MODEL, nn.Tanh(), nn.Linear(3, 3)).eval(), EXAMPLE)
-    with pytest.raises(FieldError, match=r"'6.weight' is not written by the field|4.weight, axis 0"):
+    with pytest.raises(FieldError, match=r"4.weight, axis 0: "):
         check_spec(SPEC, longer)
+    more = dataclasses.replace(
+        SPEC,
+        axes={**SPEC.axes, "more": SPEC.axes["4.bias"]},
+        tensors={**SPEC.tensors, "more": SPEC.tensors["4.bias"]},
+    )
+    with pytest.raises(FieldError, match="tensor 'more' is not written by the field"):
+        check_spec(SPEC, more)
     with pytest.raises(FieldError, match=r"6.weight: not written by the field"):
         field.check_model(nn.Sequential(*MODEL, nn.Tanh(), nn.Linear(3, 3)))
 
@@ -209,6 +221,40 @@ def test_groups_and_the_units_in_them_are_in_order_of_importance() -> None:
     assert any(spec.within.get(space.name) for space in spec.permuted)
     for space in spec.permuted:
         assert bool((importance(spec, found.state, space.name, "group_l2").diff(dim=-1) <= 1e-12).all())
+
+
+def test_copies_of_the_units_of_heads_share_what_queries_and_keys_say() -> None:
+    model, _, spec = subject("encoder layer")
+    field = KnotsField(spec, model.state_dict(), Sampling("cut", "copies"), start="fit")
+    queries, keys, _ = (piece for piece in field.layout.pieces if piece.tensor.endswith("in_proj_weight"))
+    inside = queries.spaces[1]
+    assert inside == keys.spaces[1] != queries.spaces[0]
+    assert inside is not None
+    told = []
+    for size in (field.layout.full[inside], field.layout.full[inside] + 1):
+        sizes = {inside: size}
+        q, k = (field.layout.read(piece, field(None, sizes), sizes) for piece in (queries, keys))
+        assert q.shape[1] == size
+        told.append(torch.einsum("hus,hut->hst", q, k))
+    assert torch.allclose(told[0], told[1])
+
+
+def test_what_does_not_vary_is_stored_once() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+            self.register_buffer("mean", torch.arange(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(torch.relu(self.a(x - self.mean)))
+            return out
+
+    model = Centred().eval()
+    field = KnotsField(symmetry.trace(model, EXAMPLE), model.state_dict(), width_knots=3, start="fit")
+    assert torch.equal(field(None, {"a": 2})["mean"], torch.arange(5.0))
+    # Weights once, the biases and the gains of units at three widths, the buffer once.
+    assert field.stored == (6 * 5 + 3 * 6) + 3 * (6 + 3) + 3 * (6 + 3) + 5
 
 
 def test_perceptrons_know_the_width_and_are_centred() -> None:
