@@ -47,7 +47,7 @@ from metanet.tasks.morph_model import MorphModel
 from symmetry import act, canonicalize
 
 VARIANTS = ("conditioned", "selection", "magnitude", "adam256")
-ROUNDS = 8
+ROUNDS = 16
 RATES, STEPS, SEEN, RIDGE = (1e-3, 3e-3, 1e-2), 150, 256, 1e-2
 NETWORKS, SCORED, TUNED_SEED, TUNED = 60, 2000, 1000, 10
 CHECKED, WIDER = 4, (1.0, 1.5, 2.0)
@@ -71,12 +71,13 @@ def canonical(subject: Subject) -> Subject:
 
 
 def conditioned(model: MorphModel) -> Way:
-    """The units by optimal brain surgeon, refitted in turn, then rounds that also see the inputs joined."""
+    """The units by optimal brain surgeon, refitted in turn, then rounds."""
 
     def way(given: Subject, images: Images, generator: torch.Generator) -> Edit:
         subject = canonical(given)
         inputs, own, ridge = predicted(model, subject)
-        seen = torch.cat([inputs, model.joined(inputs)], 1 if own else 0)
+        joined = model.joined(inputs)
+        seen = inputs if joined is None else torch.cat([inputs, joined], 1 if own else 0)
         with torch.no_grad():
             moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK, own)
 

@@ -59,7 +59,7 @@ class ConditionedField:
         inputs: Sequence[Tensor],
         more: Sequence[Tensor] = (),
         ridge: float = 1e-3,
-        rounds: int = 8,
+        rounds: int = 16,
         gauge: str | None = "balanced",
         most: int = 16,
     ) -> None:

@@ -110,11 +110,12 @@ class MorphModel:
             TaskError: The network reads something else than what the predictor was trained for.
         """
         made = self.inputs(model, spec, example)
-        more = [(self.joined(made.inputs),)] if rounds else []
+        joined = self.joined(made.inputs)
+        more = [(joined,)] if rounds and joined is not None else []
         return Compensation([(made.inputs,)], ridge=float(made.ridge), sequential=sequential, rounds=rounds, more=more)
 
     def field(
-        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, rounds: int = 8, gauge: str | None = "balanced"
+        self, model: nn.Module, spec: SymmetrySpec, example: Tensor, rounds: int = 16, gauge: str | None = "balanced"
     ) -> ConditionedField:
         """The network at any width, made from its weights alone.
 
@@ -129,15 +130,18 @@ class MorphModel:
             TaskError: The network reads something else than what the predictor was trained for.
         """
         made = self.inputs(model, spec, example)
-        more = (self.joined(made.inputs),) if rounds else ()
+        joined = self.joined(made.inputs)
+        more = (joined,) if rounds and joined is not None else ()
         return ConditionedField(model, spec, (example,), (made.inputs,), more, float(made.ridge), rounds, gauge)
 
-    def joined(self, inputs: Tensor) -> Tensor:
-        """Inputs joined with each other; always the same.
+    def joined(self, inputs: Tensor) -> Tensor | None:
+        """Inputs joined with each other, always the same; nothing where training has asked for the gradients of images.
 
         Shapes:
             (n, *input) -> the same
         """
+        if self.task.gradients:
+            return None
         images = inputs.reshape(-1, *self.shape)
         return crossed(images, torch.Generator().manual_seed(_SEED)).reshape(inputs.shape)
 

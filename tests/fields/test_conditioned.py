@@ -162,4 +162,4 @@ def test_bad_requests(spec: SymmetrySpec) -> None:
     other = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)).double()
     with pytest.raises(FieldError, match=r"0\.weight, axis 1"):
         made(symmetry.trace(other, (torch.randn(2, 7, dtype=torch.float64),)))
-    assert str(made) == "ConditionedField(2 spaces, 96 inputs, 8 rounds)"
+    assert str(made) == "ConditionedField(2 spaces, 96 inputs, 16 rounds)"

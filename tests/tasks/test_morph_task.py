@@ -208,6 +208,7 @@ def test_a_predictor_conditions_a_field(trained, data) -> None:
     spec, example = group.item.spec, group.item.test_images[:7].double()
     inputs = predictor.inputs(model, spec, example).inputs
     joined = predictor.joined(inputs)
+    assert joined is not None
     assert joined.shape == inputs.shape
     assert not torch.equal(joined, inputs)
     assert torch.equal(joined, predictor.joined(inputs))
@@ -225,9 +226,10 @@ def test_a_predictor_conditions_a_field(trained, data) -> None:
         far = [float(divergence(model(seen)[None], each(seen)[None])) for each in (made, still)]
     assert far[0] < 0.9 * far[1]
     # What rounds see beside the inputs is what they move on.
-    given = predictor.field(model, spec, example, rounds=0)
-    assert not given.more
     assert field.more
+    assert not predictor.field(model, spec, example, rounds=0).more
+    predictor.task = replace(predictor.task, gradients=0.3)
+    assert not predictor.field(model, spec, example, rounds=3).more
 
 
 def test_a_predictor_narrows_a_network_from_its_weights(trained, data) -> None:
