@@ -70,14 +70,19 @@ def canonical(subject: Subject) -> Subject:
     return replace(subject, states=single({name: torch.stack([one[name] for one in found]) for name in found[0]}))
 
 
+def _seen(model: MorphModel, inputs: Tensor) -> Tensor:
+    """What rounds look at."""
+    joined = model.joined(inputs)
+    return inputs if joined is None else torch.cat([inputs, joined])
+
+
 def conditioned(model: MorphModel) -> Way:
     """The units by optimal brain surgeon, refitted in turn, then rounds."""
 
     def way(given: Subject, images: Images, generator: torch.Generator) -> Edit:
         subject = canonical(given)
         inputs, own, ridge = predicted(model, subject)
-        joined = model.joined(inputs)
-        seen = inputs if joined is None else torch.cat([inputs, joined], 1 if own else 0)
+        seen = torch.stack([_seen(model, each) for each in inputs]) if own else _seen(model, inputs)
         with torch.no_grad():
             moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK, own)
 
