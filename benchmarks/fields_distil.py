@@ -40,6 +40,7 @@ from metanet.morph import Compensation, apply, narrow_by_obs, recalibrate, widen
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0, 2.0)
 BETWEEN = (0.3125, 0.4375, 0.5625, 0.6875, 0.8125, 0.9375)
 VARIANTS = ("field", "field, 8 bits", "individual", "morph")
+WAYS = ("field", "individual", "morph")
 METRICS = ("accuracy", "kl", "agreement")
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 FITTED, CHOSEN_ON = 256, 1000
@@ -132,15 +133,17 @@ def by_morph(case: Case, teacher: nn.Module, images: Split, seed: int) -> dict[s
     return {"morph": found | {"": {"stored": numbers, "bytes": 4 * numbers, "train_s": time.process_time() - began}}}
 
 
-def parts(case: Case, images: Split, seed: int, shorter: int, folder: Path, told: str) -> dict[str, Values]:
-    """All variants of one seed, from the folder where they are there already."""
+def parts(
+    case: Case, images: Split, seed: int, shorter: int, folder: Path, told: str, names: Sequence[str]
+) -> dict[str, Values]:
+    """Some ways for one seed, from the folder where they are there already."""
     teacher = case.architecture().build(seed)
     makers = {
         "field": lambda: by_field(case, teacher, images, seed, shorter),
         "individual": lambda: individually(case, teacher, images, seed, shorter),
         "morph": lambda: by_morph(case, teacher, images, seed),
     }
-    files = {name: folder / f"{told}-{name}-{shorter}.json" for name in makers}
+    files = {name: folder / f"{told}-{name}-{shorter}.json" for name in names}
     missing = [name for name, file in files.items() if not file.exists()]
     if missing:
         trained(teacher, images, case.steps // shorter, seed)
@@ -208,6 +211,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["mnist_mlp", "digits_cnn"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="field: with 8 bits as well")
     parser.add_argument("--held-out", action="store_true", help="measure on a part of the training images")
     parser.add_argument("--folder", metavar="FOLDER", type=Path, default=Path("runs/fields_distil"))
     arguments = parser.parse_args()
@@ -220,7 +224,8 @@ def main() -> None:
         case, images = CASES[name], split(CASES[name], arguments.held_out)
         for seed in seeds:
             told = f"{name}-{seed}{'-held' if arguments.held_out else ''}"
-            rows += tidy(name, seed, parts(case, images, seed, shorter, arguments.folder, told))
+            found = parts(case, images, seed, shorter, arguments.folder, told, arguments.ways)
+            rows += tidy(name, seed, found)
         print(table(rows, name), flush=True)
     if arguments.json is not None:
         write_json_atomic(arguments.json, rows)
