@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -89,8 +90,10 @@ class MorphModel:
             )
         state = {name: value.detach() for name, value in model.state_dict().items()}
         dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
-        stack = {name: value.unsqueeze(0) for name, value in state.items()}
-        made: Virtual = self.model(Stacked(model), spec, stack, shape)
+        # In float64, so that rounding does not tell networks of one orbit apart.
+        wide = copy.deepcopy(model).double()
+        stack = {name: value.unsqueeze(0) for name, value in wide.state_dict().items()}
+        made: Virtual = copy.deepcopy(self.model).double()(Stacked(wide), spec, stack, shape)
         inputs = made.inputs[0] if made.own else made.inputs
         return Virtual(inputs.reshape(-1, *shape).to(dtype), made.ridge, own=False)
 
