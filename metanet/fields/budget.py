@@ -206,7 +206,9 @@ class BudgetSearch:
                 done += 1
                 self.progress(done, max(self.tries, done))
                 if found.taken:
-                    shares, best, better = moved, found, True
+                    # As they are after rounding and at the ends of the range, so that the next step does something.
+                    shares = {name: math.log(size / self.field.layout.full[name]) for name, size in sizes.items()}
+                    best, better = found, True
                 yield found
             if not better:
                 step /= 2
