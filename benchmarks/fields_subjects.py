@@ -87,7 +87,7 @@ CASES = {
             (16, 16, 16),
             _MNIST,
             steps=1500,
-            field_steps=1500,
+            field_steps=3000,
             **_NARROW,
         ),
         Case(
