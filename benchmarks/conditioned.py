@@ -9,8 +9,8 @@ pool, from optimal brain surgeon and least squares on these. Slots and knots: `c
 
 Seeds draw the networks (at most two in three of the part) and the images of `adam256`. Besides, on few networks and in
 float64: how far outputs are from the checkpoint's at its own and larger widths, and how far the network of half the
-width moves when the checkpoint is moved along its orbit (units permuted and scaled), over the spread of the outputs; in
-a control the rows of the first weight alone are permuted.
+width moves when the checkpoint's units are permuted, and permuted and scaled, over the spread of the outputs; in a
+control the rows of the first weight alone are permuted.
 
     METANET_DATA=path/to/data python benchmarks/conditioned.py --case conditioned_mlp=ZOO=PREDICTOR [--quick]
         [--json FILE] [--variants conditioned ...] [--seeds 0 1 2] [--folder FOLDER]
@@ -44,7 +44,7 @@ from metanet.io import read_json, write_json_atomic
 from metanet.morph.batched_refine import may_move, refined
 from metanet.morph.batched_refit import input_moments, narrowed_in_turn
 from metanet.tasks.morph_model import MorphModel
-from symmetry import act, canonicalize
+from symmetry import GroupElement, act, canonicalize
 
 VARIANTS = ("conditioned", "selection", "magnitude", "adam256")
 ROUNDS = 16
@@ -148,7 +148,11 @@ def adam256(rate: float) -> Way:
 
 def checks(model: MorphModel, subject: Subject, images: Images, seed: int) -> dict[str, float]:
     """Exactness, invariance and its control: largest changes over the spread of outputs, the worst of some networks."""
-    found: dict[str, list[float]] = {f"error_{width:g}": [] for width in WIDER} | {"orbit": [], "control": []}
+    found: dict[str, list[float]] = {f"error_{width:g}": [] for width in WIDER} | {
+        "permuted": [],
+        "orbit": [],
+        "control": [],
+    }
     shown = subject.shaped(images.score[:200]).double()
     example = tuple(each.double() for each in subject.architecture.example_inputs())
     generator = torch.Generator().manual_seed(seed)
@@ -166,11 +170,14 @@ def checks(model: MorphModel, subject: Subject, images: Images, seed: int) -> di
         for width in WIDER:
             found[f"error_{width:g}"].append(far(whole, field.network(subject_sizes(subject, width))))
         half = field.network(subject_sizes(subject, 0.5))
-        moved, broken = copy.deepcopy(whole), copy.deepcopy(whole)
-        moved.load_state_dict(act(subject.spec, subject.spec.sample(generator), state))
+        permuted, moved, broken = (copy.deepcopy(whole) for _ in range(3))
+        drawn = subject.spec.sample(generator)
+        order = replace(GroupElement.identity(subject.spec), permutations=drawn.permutations)
+        permuted.load_state_dict(act(subject.spec, order, state))
+        moved.load_state_dict(act(subject.spec, drawn, state))
         first = next(name for name, value in state.items() if value.ndim > 1)
         broken.load_state_dict({**state, first: state[first][torch.randperm(len(state[first]), generator=generator)]})
-        for name, other in (("orbit", moved), ("control", broken)):
+        for name, other in (("permuted", permuted), ("orbit", moved), ("control", broken)):
             made = model.field(other, subject.spec, example[0], ROUNDS).network(subject_sizes(subject, 0.5))
             found[name].append(far(half, made))
     return {name: min(values) if name == "control" else max(values) for name, values in found.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from metanet.errors import FieldError, PlanError
 from metanet.fields.fitting import check_numbers, check_sizes, check_spec
 from metanet.morph import Compensation, apply, narrow_by_obs, widen
 from metanet.morph.running import doubled
-from symmetry import SymmetrySpec, act, canonicalize
+from symmetry import GroupElement, SymmetrySpec, act, canonicalize
 
-__all__ = ["ConditionedField"]
+__all__ = ["ConditionedField", "canonical"]
 
 
 class ConditionedField:
@@ -72,11 +73,7 @@ class ConditionedField:
         self.spec, self.example_inputs, self.rounds, self.ridge = spec, tuple(example_inputs), rounds, ridge
         self.inputs, self.more, self.most = doubled(inputs), doubled(more), most
         self.model, self._dtypes = copy.deepcopy(model).eval(), {name: value.dtype for name, value in state.items()}
-        # What is narrowed: in float64, so that checkpoints of one orbit are one network.
-        self._canonical = copy.deepcopy(self.model).double()
-        if gauge is not None:
-            wide = dict(self._canonical.state_dict())
-            self._canonical.load_state_dict(act(spec, canonicalize(spec, wide, gauge), wide))
+        self._canonical = canonical(model, spec, gauge)
         self._made: OrderedDict[tuple[int, ...], nn.Module] = OrderedDict()
 
     def __call__(self, spec: SymmetrySpec | None = None, sizes: Mapping[str, int] | None = None) -> dict[str, Tensor]:
@@ -139,6 +136,28 @@ class ConditionedField:
     def __repr__(self) -> str:
         count = len(self.inputs[0])
         return f"ConditionedField({len(self.spec.spaces)} spaces, {count} inputs, {self.rounds} rounds)"
+
+
+def canonical(model: nn.Module, spec: SymmetrySpec, gauge: str | None = "balanced") -> nn.Module:
+    """The network of a checkpoint's orbit that is narrowed, in float64 and eval mode.
+
+    Another order or other signs of the units give the same network bit by bit, other scales the same up to rounding.
+
+    Args:
+        model: the checkpoint's network; it is not changed.
+        spec: of it.
+        gauge: of the canonical form; ``None`` for the network as it is.
+    """
+    made = copy.deepcopy(model).double().eval()
+    if gauge is None:
+        return made
+    state = dict(made.state_dict())
+    first = canonicalize(spec, state, gauge)
+    # Norms are sums over units: they are taken once more in the order that was found, so that rounding is the same.
+    exact = replace(GroupElement.identity(spec), permutations=first.permutations, flips=first.flips)
+    ordered = act(spec, exact, state)
+    made.load_state_dict(act(spec, canonicalize(spec, ordered, gauge), ordered))
+    return made
 
 
 def _cast(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metanet.errors import TaskError, TrainError
 from metanet.fields import ConditionedField
+from metanet.fields.conditioned import canonical
 from metanet.morph import Compensation
 from metanet.morph.batched import Stacked
 from metanet.tasks.crossing import crossed
@@ -132,7 +133,7 @@ class MorphModel:
         Raises:
             TaskError: The network reads something else than what the predictor was trained for.
         """
-        made = self.inputs(model, spec, example)
+        made = self.inputs(canonical(model, spec, gauge), spec, example)
         joined = self.joined(made.inputs)
         more = (joined,) if rounds and joined is not None else ()
         return ConditionedField(model, spec, (example,), (made.inputs,), more, float(made.ridge), rounds, gauge)
