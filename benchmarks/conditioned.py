@@ -50,7 +50,7 @@ VARIANTS = ("conditioned", "selection", "magnitude", "adam256")
 ROUNDS = 16
 RATES, STEPS, SEEN, RIDGE = (1e-3, 3e-3, 1e-2), 150, 256, 1e-2
 NETWORKS, SCORED, TUNED_SEED, TUNED = 60, 2000, 1000, 10
-CHECKED, WIDER = 4, (1.0, 1.5, 2.0)
+CHECKED, WIDER = 2, (1.0, 1.5, 2.0)
 
 
 def predicted(model: MorphModel, subject: Subject) -> tuple[Tensor, bool, float]:
