@@ -146,7 +146,7 @@ def adam256(rate: float) -> Way:
     return way
 
 
-def checks(model: MorphModel, subject: Subject, images: Images, seed: int) -> dict[str, float]:
+def checks(model: MorphModel, subject: Subject, images: Images, seed: int, count: int) -> dict[str, float]:
     """Exactness, invariance and its control: largest changes over the spread of outputs, the worst of some networks."""
     found: dict[str, list[float]] = {f"error_{width:g}": [] for width in WIDER} | {
         "permuted": [],
@@ -156,7 +156,7 @@ def checks(model: MorphModel, subject: Subject, images: Images, seed: int) -> di
     shown = subject.shaped(images.score[:200]).double()
     example = tuple(each.double() for each in subject.architecture.example_inputs())
     generator = torch.Generator().manual_seed(seed)
-    for number in range(min(CHECKED, subject.count)):
+    for number in range(min(count, subject.count)):
         whole = subject.architecture.build().double().eval()
         whole.load_state_dict({name: value[number] for name, value in doubled(subject.states).items()})
         state = {name: value.clone() for name, value in whole.state_dict().items()}
@@ -247,12 +247,12 @@ class Run:
         made = tidy(self.case, variant, seed, self.kept(f"{seed}/{variant}", make))
         return [{**row, "benchmark": "conditioned"} for row in made]
 
-    def checked(self, seed: int) -> dict[str, float]:
-        """Exactness and invariance."""
+    def checked(self, seed: int, count: int) -> dict[str, float]:
+        """Exactness and invariance of so many networks."""
 
         def make() -> dict[str, float]:
             subjects, images = self.drawn(seed)
-            return checks(MorphModel.open(self.predictor), subjects[0], images, seed)
+            return checks(MorphModel.open(self.predictor), subjects[0], images, seed, count)
 
         return dict(self.kept(f"{seed}/checks", make))
 
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="which variants")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="which seeds")
     parser.add_argument("--networks", type=int, default=NETWORKS, help="networks for each seed, at most")
+    parser.add_argument("--checked", type=int, default=CHECKED, help="networks that are checked for each seed")
     parser.add_argument("--held-out", action="store_true", help="measure on the validation part")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-conditioned"), help="where pieces are kept")
     arguments = parser.parse_args()
@@ -295,8 +296,8 @@ def main() -> None:
         jobs = [(variant, seed) for seed in seeds for variant in variants]
         for variant, seed in tqdm(jobs, desc=case, disable=not sys.stderr.isatty(), leave=False):
             rows += run.rows(variant, seed)
-        for seed in seeds:
-            for name, value in run.checked(seed).items():
+        for seed in seeds if arguments.checked else []:
+            for name, value in run.checked(seed, arguments.checked).items():
                 row = {"benchmark": "conditioned", "case": case, "variant": "conditioned", "metric": name}
                 rows.append({**row, "seed": seed, "value": value})
     print(machine())
