@@ -97,7 +97,7 @@ CASES = {
             (16, 16, 16),
             {**_MNIST, "name": "fashion_mnist"},
             steps=1000,
-            field_steps=1000,
+            field_steps=2000,
             **_NARROW,
         ),
     )
