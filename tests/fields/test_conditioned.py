@@ -116,6 +116,18 @@ def test_spaces_have_sizes_of_their_own(spec: SymmetrySpec) -> None:
     assert made(wider)["2.weight"].shape == (10, 12)
 
 
+def test_networks_are_kept_and_handed_out_as_copies(spec: SymmetrySpec) -> None:
+    made = field(network(), spec, rounds=1, most=2)
+    one = made.network({"0": 6})
+    before = one(inputs(4))
+    with torch.no_grad():
+        one[0].weight.zero_()  # type: ignore[index]
+    assert torch.equal(made.network({"0": 6})(inputs(4)), before)
+    for size in (7, 8):
+        made.network({"0": size})
+    assert len(made._made) == 2
+
+
 def test_single_precision_stays(spec: SymmetrySpec) -> None:
     model = network().float()
     given = inputs().float()
