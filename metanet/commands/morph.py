@@ -69,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=above_zero,
         help="at most so many milliseconds for a call, by width",
     )
-    target.add_argument("--sizes", metavar="SPACE=N,...", help="units of single spaces, with --field")
+    target.add_argument(
+        "--sizes", metavar="S=N", help="units of single spaces by commas (layers.0=20,layers.1=12), with --field"
+    )
     target.add_argument("--depth", metavar="N", type=int, help="blocks to drop (-2), or residual blocks to put in (2)")
     target.add_argument("--plan", metavar="FILE", type=Path, help="the edits of a plan.json")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the new network goes; must not exist")
