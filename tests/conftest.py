@@ -29,6 +29,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_agents(real_data: Path) -> Path:
+    """The folder of agents that other people have trained."""
+    folder = real_data / "rl-agents"
+    if not (folder / "labels.csv").is_file():
+        pytest.skip(f"no agents in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
     return ROOT

@@ -24,8 +24,8 @@ SHARES = 6
 
 
 @pytest.fixture(scope="module")
-def agents(real_data: Path) -> list[Path]:
-    return sorted((real_data / "rl-agents").glob("*.zip"))
+def agents(real_agents: Path) -> list[Path]:
+    return sorted(real_agents.glob("*.zip"))
 
 
 def test_all_come_back_bit_by_bit(agents: list[Path], tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_all_come_back_bit_by_bit(agents: list[Path], tmp_path: Path) -> None:
             assert again.parameters == sum(tensor.numel() for tensor in reference.values())
 
 
-def test_sizes_are_those_of_the_labels(agents: list[Path], real_data: Path) -> None:
-    with (real_data / "rl-agents" / "labels.csv").open(newline="") as file:
+def test_sizes_are_those_of_the_labels(agents: list[Path], real_agents: Path) -> None:
+    with (real_agents / "labels.csv").open(newline="") as file:
         labels = {row["file"]: row for row in csv.DictReader(file)}
     for path in agents:
         checkpoint, row = metanet.load(path), labels[path.name]

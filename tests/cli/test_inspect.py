@@ -99,8 +99,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_real_agent(real_data: Path) -> None:
-    agent = real_data / "rl-agents" / "ppo__CartPole-v1_1__CartPole-v1.zip"
+def test_a_real_agent(real_agents: Path) -> None:
+    agent = real_agents / "ppo__CartPole-v1_1__CartPole-v1.zip"
     told = within("inspect", agent, "--verify", "--json").works().json
     assert told["symmetry"]["sign_bits"] == 256
     assert told["verification"]["passed"] is True

@@ -198,11 +198,11 @@ def test_gradients_are_finite(name, gauge, messages):
         assert max(sizes) < (10 if messages == "edge" else 1e5) * sizes[0]
 
 
-def test_agents(real_data):
+def test_agents(real_agents):
     """Trained policies and value networks of other people, in one batch."""
     given, moved = [], []
     generator = torch.Generator().manual_seed(0)
-    for file in sorted((real_data / "rl-agents").glob("*.zip"))[::16]:
+    for file in sorted(real_agents.glob("*.zip"))[::16]:
         checkpoint = metanet.load(file)
         state = rounded(checkpoint.state, torch.float64)
         there = checkpoint.spec.act(checkpoint.spec.sample(generator), state)

@@ -73,10 +73,10 @@ def test_a_file_that_cannot_be_read_stops_the_reading_by_name(folder):
         list(LabelledFolder(folder).items("kind"))
 
 
-def test_agents_of_other_people(real_data):
+def test_agents_of_other_people(real_agents):
     """The four agents of one small environment, as the configuration of the real zoo reads them."""
     agents = LabelledFolder(
-        real_data / "rl-agents",
+        real_agents,
         group="environment",
         keep={"algorithm": ["a2c", "ars", "ppo", "trpo"], "environment": ["CartPole-v1"]},
     )
