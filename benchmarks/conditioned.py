@@ -195,6 +195,7 @@ class Run:
         self.case, self.zoo, self.predictor = case, zoo, predictor
         self.networks, self.scored, self.tuning = networks, scored, tuning
         self.folder = folder / f"{case}-{networks}-{scored}{'-held' if tuning else ''}"
+        self.given: float | None = None
         self._drawn: dict[int, tuple[list[Subject], Images]] = {}
 
     def drawn(self, seed: int) -> tuple[list[Subject], Images]:
@@ -233,7 +234,7 @@ class Run:
         if variant == "magnitude":
             return magnitude("l2")
         if variant == "adam256":
-            return adam256(self.rate())
+            return adam256(self.given or self.rate())
         model = MorphModel.open(Path(str(self.predictor).replace("{seed}", "0")))
         return conditioned(model) if variant == "conditioned" else selection(model)
 
@@ -280,6 +281,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="which variants")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="which seeds")
     parser.add_argument("--networks", type=int, default=NETWORKS, help="networks for each seed, at most")
+    parser.add_argument("--rate", type=float, help="of adam256; chosen on validation networks by default")
     parser.add_argument("--checked", type=int, default=CHECKED, help="networks that are checked for each seed")
     parser.add_argument("--held-out", action="store_true", help="measure on the validation part")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-conditioned"), help="where pieces are kept")
@@ -293,6 +295,7 @@ def main() -> None:
             parser.error(f"--case {given}: expected NAME=ZOO=PREDICTOR")
         case, zoo, predictor = given.split("=")
         run = Run(case, Zoo.open(zoo), Path(predictor), arguments.folder, networks, scored, arguments.held_out)
+        run.given = arguments.rate
         jobs = [(variant, seed) for seed in seeds for variant in variants]
         for variant, seed in tqdm(jobs, desc=case, disable=not sys.stderr.isatty(), leave=False):
             rows += run.rows(variant, seed)
