@@ -200,6 +200,19 @@ def test_a_stack_is_measured_as_one_network_is_morphed(data) -> None:
     assert float(stacked["kl"][0]) == pytest.approx(float(expected), rel=2e-3)
 
 
+def test_the_gradients_of_rounds_are_a_part_of_the_loss(data) -> None:
+    model = MorphTask().model(data, LEARNED, torch.Generator().manual_seed(0))
+    batch = (0, torch.arange(6))
+    plain, half, whole = (
+        MorphTask(images=64, gradients=weight).loss(model, data, batch, torch.Generator().manual_seed(1)).detach()
+        for weight in (0.0, 0.5, 1.0)
+    )
+    assert abs(float(half - plain)) > 1e-3
+    assert float(whole - plain) == pytest.approx(2 * float(half - plain), rel=1e-4)
+    with pytest.raises(ConfigError, match="gradients"):
+        MorphTask(gradients=-1.0)
+
+
 def test_a_predictor_conditions_a_field(trained, data) -> None:
     predictor, group = MorphModel.open(trained), data.groups[0]
     place = int(group.part("test")[0])
@@ -207,6 +220,8 @@ def test_a_predictor_conditions_a_field(trained, data) -> None:
     model.load_state_dict({name: value[place].double() for name, value in group.item.states.items()})
     spec, example = group.item.spec, group.item.test_images[:7].double()
     inputs = predictor.inputs(model, spec, example).inputs
+    # Made in float64: rounding to float32 on the way would tell networks of one orbit apart.
+    assert not torch.equal(inputs, inputs.float().double())
     joined = predictor.joined(inputs)
     assert joined is not None
     assert joined.shape == inputs.shape
