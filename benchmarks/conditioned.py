@@ -35,14 +35,14 @@ import torch
 from machine import machine
 from morph import narrowed, table, tidy
 from morph_subjects import CHUNK, Images, State, Subject, images_of, subjects_of
-from morph_ways import AT_ONCE, Edit, Way, by_inputs, doubled, magnitude, masks_of, single, surgeon_orders
+from morph_ways import Edit, Way, by_inputs, by_rounds, doubled, magnitude, masks_of, single, surgeon_orders
 from torch import Tensor
 from tqdm import tqdm
 
 from metanet.datasets import Zoo
 from metanet.io import read_json, write_json_atomic
-from metanet.morph.batched_refine import may_move, refined
-from metanet.morph.batched_refit import input_moments, narrowed_in_turn
+from metanet.morph.batched_refine import may_move
+from metanet.morph.batched_refit import input_moments
 from metanet.tasks.morph_model import MorphModel
 from symmetry import GroupElement, act, canonicalize
 
@@ -83,22 +83,8 @@ def conditioned(model: MorphModel) -> Way:
         subject = canonical(given)
         inputs, own, ridge = predicted(model, subject)
         seen = torch.stack([_seen(model, each) for each in inputs]) if own else _seen(model, inputs)
-        with torch.no_grad():
-            moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK, own)
-
-        def edit(share: float, _: float) -> State:
-            masks = masks_of(subject, surgeon_orders(subject, moments, ridge), share)
-            parts = []
-            for rows in torch.arange(subject.count).split(AT_ONCE):
-                whole = {name: value[rows] for name, value in subject.states.items()}
-                mine = {space: mask[rows] for space, mask in masks.items()}
-                fitted, looked = ((each[rows] if own else each,) for each in (inputs, seen))
-                with torch.no_grad():
-                    made = narrowed_in_turn(subject.masked, whole, fitted, mine, ridge, CHUNK, own)
-                parts.append(refined(subject.masked, whole, made, looked, mine, ROUNDS, own=own))
-            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-        return edit
+        edit = by_rounds(subject, inputs, ROUNDS, own, seen)
+        return lambda share, _: edit(share, ridge)
 
     return way
 

@@ -121,12 +121,13 @@ def surgeon_orders(subject: Subject, moments: Moments, ridge: float) -> dict[str
     return found
 
 
-def by_rounds(subject: Subject, inputs: Tensor, rounds: int, own: bool = False) -> Edit:
-    """Refitted in turn, and then all that is left moves, down the KL on the same inputs.
+def by_rounds(subject: Subject, inputs: Tensor, rounds: int, own: bool = False, seen: Tensor | None = None) -> Edit:
+    """Refitted in turn, and then all that is left moves, down the KL on the same inputs, or on others that are given.
 
     Shapes:
-        inputs (n, ...), or with inputs of each network's own (networks, n, ...)
+        inputs and seen (n, ...), or with inputs of each network's own (networks, n, ...)
     """
+    looked = inputs if seen is None else seen
     with torch.no_grad():
         moments = input_moments(subject.masked, subject.states, (inputs,), CHUNK, own)
 
@@ -136,10 +137,10 @@ def by_rounds(subject: Subject, inputs: Tensor, rounds: int, own: bool = False) 
         for rows in torch.arange(subject.count).split(AT_ONCE):
             whole = {name: value[rows] for name, value in subject.states.items()}
             mine = {space: mask[rows] for space, mask in masks.items()}
-            given = (inputs[rows] if own else inputs,)
+            fitted, shown = ((each[rows] if own else each,) for each in (inputs, looked))
             with torch.no_grad():
-                made = narrowed_in_turn(subject.masked, whole, given, mine, ridge, CHUNK, own)
-            parts.append(refined(subject.masked, whole, made, given, mine, rounds, own=own))
+                made = narrowed_in_turn(subject.masked, whole, fitted, mine, ridge, CHUNK, own)
+            parts.append(refined(subject.masked, whole, made, shown, mine, rounds, own=own))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return edit

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import symmetry
 from metanet.morph.batched import Masked
+from metanet.tasks import morph_path
 from metanet.tasks.morph_path import gradient_gap
 
 
@@ -66,3 +67,14 @@ def test_the_path_is_drawn_from_the_generator(masked: Masked) -> None:
     found = [float(gap(masked, images(seed=2), seed).detach()) for seed in (0, 0, 1, 2)]
     assert found[0] == found[1]
     assert len(set(found)) > 1
+
+
+def test_weights_that_read_dropped_units_do_not_count(masked: Masked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounds(seed: int) -> int:
+        return int(torch.randint(morph_path._DEPTH + 1, (), generator=torch.Generator().manual_seed(seed)))
+
+    # At the start of the path the masks matter for the sums alone.
+    start = next(seed for seed in range(100) if rounds(seed) == 0)
+    found = float(gap(masked, images(seed=2), start).detach())
+    monkeypatch.setattr(morph_path, "may_move", lambda *_: {})
+    assert abs(float(gap(masked, images(seed=2), start).detach()) - found) > 1e-6
