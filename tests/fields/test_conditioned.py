@@ -175,3 +175,18 @@ def test_bad_requests(spec: SymmetrySpec) -> None:
     with pytest.raises(FieldError, match=r"0\.weight, axis 1"):
         made(symmetry.trace(other, (torch.randn(2, 7, dtype=torch.float64),)))
     assert str(made) == "ConditionedField(2 spaces, 96 inputs, 16 rounds)"
+
+
+def test_order_and_signs_change_no_bit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)).double().eval()
+    spec, moved = symmetry.trace(model, (inputs(2),)), copy.deepcopy(model)
+    element = spec.sample(torch.Generator().manual_seed(3))
+    assert any(bool(flips.any()) for flips in element.flips.values())
+    moved.load_state_dict(symmetry.act(spec, element, dict(model.state_dict())))
+    one, two = (field(each, spec, rounds=4).network(sizes(spec, 0.5)) for each in (model, moved))
+    assert gap(one, two) == 0
+    # The control: signs of the first weight alone make another function, and another network.
+    with torch.no_grad():
+        moved[0].weight[:3].neg_()  # type: ignore[index]
+    assert gap(one, field(moved, spec, rounds=4).network(sizes(spec, 0.5))) > 1e-3
